@@ -1,0 +1,89 @@
+"""The stage store: folders named by stage and key, made once, by one process at a time.
+
+A stage builds in `<stage>-<key>.part` while it holds the lock of that key; the finished folder gets its `DONE` file and
+is then renamed, so what bears the final name is whole. The kernel frees the lock of a builder that dies, and the next
+one goes on in the folder it left: checkpoints in it are continued.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from genrec.checkpoint import flush, write_json
+
+DONE = "DONE"
+POLL_SECONDS = 0.1
+NOTICE_SECONDS = 30.0
+
+
+class ArtifactStore:
+    """Artifacts below `root`."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the finished artifact is, or will be."""
+        return self.root / f"{stage}-{key}"
+
+    def part(self, stage: str, key: str) -> Path:
+        """Where it is being built."""
+        return self.root / f"{stage}-{key}.part"
+
+    def has(self, stage: str, key: str) -> bool:
+        return (self.path(stage, key) / DONE).is_file()
+
+    def ensure(
+        self, stage: str, key: str, build: Callable[[Path], dict[str, Any]], notice: Callable[[str], None]
+    ) -> tuple[Path, bool]:
+        """The artifact's folder, built by `build(folder)` if there is none; and whether it was built here.
+
+        `build` returns facts for `DONE`. Only one process builds a key; others wait, telling `notice` now and then.
+        """
+        if self.has(stage, key):
+            return self.path(stage, key), False
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = self._claim(stage, key, notice)
+        try:
+            if self.has(stage, key):
+                return self.path(stage, key), False
+            part = self.part(stage, key)
+            part.mkdir(exist_ok=True)
+            facts = build(part)
+            self._publish(part, self.path(stage, key), {"stage": stage, "key": key, **facts})
+            return self.path(stage, key), True
+        finally:
+            lock.release()
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove what an abandoned build left behind."""
+        shutil.rmtree(self.part(stage, key), ignore_errors=True)
+        (self.root / f".{stage}-{key}.lock").unlink(missing_ok=True)
+
+    def _claim(self, stage: str, key: str, notice: Callable[[str], None]) -> FileLock:
+        lock = FileLock(self.root / f".{stage}-{key}.lock")
+        told = time.monotonic()
+        while True:
+            try:
+                lock.acquire(blocking=False)
+                return lock
+            except Timeout:
+                if time.monotonic() - told > NOTICE_SECONDS:
+                    notice(f"waiting for {stage} {key}, which another process is making")
+                    told = time.monotonic()
+                time.sleep(POLL_SECONDS)
+
+    def _publish(self, part: Path, final: Path, facts: dict[str, Any]) -> None:
+        for name in os.listdir(part):
+            if (part / name).is_file():
+                flush(part / name)
+        write_json(part / DONE, facts)
+        os.replace(part, final)
+        flush(self.root)

@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps over `genrec`: Ray trains, Optuna searches, the ledger remembers."""

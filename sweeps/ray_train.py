@@ -1,0 +1,190 @@
+"""One training loop under Ray Train's TorchTrainer: in this very process, or in a group of worker processes.
+
+One worker: Train's local mode; the loop runs here and reports to the caller directly. Several workers: Train starts
+them over torch.distributed, restarts them when one dies (the loop continues from its own checkpoint on disk), and
+nothing of the group outlives the call, however it ends. The only module that imports ray.train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayActorError, RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.working_dir_setup import WorkingDirectorySetupCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate, is_v2_enabled
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
+from sweeps.ray_cluster import DRIVER_CPUS, free_reservations
+from sweeps.warm_process import fresh_worker_state, output_to
+
+Report = Callable[[Mapping[str, Any]], None]
+Loop = Callable[[dict[str, Any], Report], None]
+
+POLL_SECONDS = 0.2
+ABORT_SECONDS = 15.0
+CONTROLLER_RETRIES = 3  # Ray's default is to retry for ever
+PEER_LOST = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "socket", "nccl")
+
+
+class WorkerDied(RuntimeError):
+    """A process of the worker group died more often than allowed."""
+
+
+def run_loop(
+    loop: Loop,
+    argument: dict[str, Any],
+    report: Report,
+    *,
+    workers: int,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0,
+    run_name: str,
+    storage: str,
+    max_failures: int = 2,
+    seed: int = 0,
+    callbacks: Sequence[Any] = (),
+    log: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run `loop(argument, report)` to its end.
+
+    With one worker the loop gets `argument` and `report` as they are. With more, every worker imports `loop`, gets a
+    copy of `argument`, is seeded with `seed`, prints into `log`, and its `report` is Ray Train's: all ranks call it
+    with metrics already reduced over ranks, rank 0's reach `callbacks`. `storage` is a folder all nodes see. `stopped`
+    is asked all the time; once true the group is torn down and SystemExit(0) raised.
+
+    Raises what the loop raised (of the lowest rank that failed by itself), WorkerDied when a worker died more than
+    `max_failures` times.
+    """
+    if not is_v2_enabled():
+        raise RuntimeError("Ray Train V2 is switched off: unset RAY_TRAIN_V2_ENABLED")
+    if workers == 1:
+        trainer = TorchTrainer(
+            lambda: loop(argument, report),
+            scaling_config=ray.train.ScalingConfig(num_workers=0),
+            run_config=ray.train.RunConfig(name=run_name, storage_path=storage),
+        )
+        trainer.fit()
+        return
+    threads = max(1, int(cpus_per_worker))
+    trainer = _GroupTrainer(
+        _work,
+        stopped=stopped,
+        train_loop_config={"loop": loop, "argument": argument, "seed": seed, "threads": threads, "log": log},
+        torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus_per_worker > 0,
+            resources_per_worker=_bundle(cpus_per_worker, gpus_per_worker),
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=storage,
+            callbacks=list(callbacks),
+            failure_config=ray.train.FailureConfig(
+                max_failures=max_failures,
+                controller_failure_limit=CONTROLLER_RETRIES,
+                max_preemption_failures=max(max_failures, CONTROLLER_RETRIES),
+            ),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        print(error, file=sys.stderr)  # has the workers' tracebacks, which the exceptions themselves have lost
+        raise _cause(error) from None
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """Resources of one worker; the driver's sliver comes off, so that a group fits where its workers just fit."""
+    bundle = {"CPU": max(cpus - DRIVER_CPUS, DRIVER_CPUS)}
+    return bundle | {"GPU": gpus} if gpus else bundle
+
+
+def _work(given: dict[str, Any]) -> None:
+    """What each worker of a group runs."""
+    with output_to(given["log"]):
+        fresh_worker_state(given["seed"], given["threads"])
+        given["loop"](given["argument"], _report_from_worker)
+
+
+def _report_from_worker(metrics: Mapping[str, Any]) -> None:
+    ray.train.report(dict(metrics))
+
+
+def _cause(error: ray.train.WorkerGroupError) -> Exception:
+    """The exception the loop raised, or WorkerDied if all there is are deaths and their echoes in other ranks."""
+    failures = sorted(error.worker_failures.items())
+    for rank, failure in failures:
+        if _is_death(failure) or _is_echo(failure):
+            continue
+        return failure if isinstance(failure, Exception) else RuntimeError(f"rank {rank} ended with {failure!r}")
+    rank, failure = next(((r, f) for r, f in failures if _is_death(f)), failures[0])
+    return WorkerDied(f"the worker of rank {rank} died: {str(failure).strip()}")
+
+
+def _is_death(failure: BaseException) -> bool:
+    return isinstance(failure, (RayError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError))
+
+
+def _is_echo(failure: BaseException) -> bool:
+    """Is this how a rank notices that another one is gone?"""
+    return isinstance(failure, RuntimeError) and any(sign in str(failure).lower() for sign in PEER_LOST)
+
+
+class _RetryDeaths(DefaultFailurePolicy):
+    """Start the group again when a worker died, not when the loop raised: that would only raise again."""
+
+    def make_decision(self, training_failed_error: Exception) -> FailureDecision:
+        if isinstance(training_failed_error, ray.train.WorkerGroupError):
+            failures = training_failed_error.worker_failures.values()
+            if not any(_is_death(failure) or _is_echo(failure) for failure in failures):
+                return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class _GroupTrainer(TorchTrainer):
+    """TorchTrainer that keeps the handle of its controller, so that it can take the whole group down."""
+
+    def __init__(self, *args: Any, stopped: Callable[[], bool], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._stopped = stopped
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without Train's cleaner (a detached actor that needs the dashboard: `_dismiss` does its work) and without
+        the change of directory, which would give relative paths another meaning than in local mode."""
+        left_out = (PlacementGroupCleanerCallback, WorkingDirectorySetupCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, left_out)]
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        kwargs["failure_policy"] = _RetryDeaths(self.run_config.failure_config)
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": get_env_vars_to_propagate()})
+        controller = actor(TrainController).remote(**kwargs)
+        try:
+            running = controller.run.remote()
+            while not ray.wait([running], timeout=POLL_SECONDS)[0]:
+                if self._stopped():
+                    raise SystemExit(0)
+            ray.get(running)
+            return ray.get(controller.get_result.remote())
+        finally:
+            _dismiss(controller)
+
+
+def _dismiss(controller: Any) -> None:
+    """End the controller and with it its workers, and give back what it reserved."""
+    with contextlib.suppress(RayActorError, ray.exceptions.GetTimeoutError):
+        ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+    ray.kill(controller)
+    free_reservations(creator=controller._actor_id.hex())

@@ -1,0 +1,99 @@
+"""What the ledger tells and takes: plain records, and values as strict JSON. No Optuna, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+Status = Literal["waiting", "running", "stopped", "completed", "failed", "infeasible"]
+State = Literal["searching", "finalists", "finished", "interrupted", "failed"]
+
+STATUSES: tuple[Status, ...] = ("waiting", "running", "stopped", "completed", "failed", "infeasible")
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to run: `id` names its folder and log, `payload` is plain JSON."""
+
+    id: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What the ledger knows of one trial. `epochs`: the rows reported, by epoch; `value`: the best of the metric."""
+
+    number: int
+    id: str
+    status: Status
+    params: dict[str, Any]
+    value: float | None
+    epochs: list[dict[str, Any]]
+    seed: int
+    config_hash: str
+    duration: float | None
+    node: str | None
+    reason: str | None
+    artifacts: dict[str, str]
+    reused: list[str]
+    trained: list[str]
+    started: datetime | None
+    finished: datetime | None
+    duplicate_of: int | None = None
+    grid_index: int | None = None
+
+
+class PlannedRun(NamedTuple):
+    """One re-evaluation to make: of a trial's number or `"base"`, with this config and seed."""
+
+    finalist: int | str
+    config: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class FinalistRun:
+    """One re-evaluation in the ledger; `result["test"]` holds the metrics on the test split."""
+
+    finalist: int | str
+    seed: int
+    status: Status
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: numbers of other libraries become Python's, NaN and infinities text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if hasattr(value, "item"):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+def metric_in(row: Mapping[str, Any], name: str) -> float | None:
+    """The metric in a stored row as a number, possibly not finite; None where the row has none."""
+    value = row.get(name)
+    if isinstance(value, str):
+        return _NON_FINITE.get(value)
+    return None if value is None else float(value)
+
+
+def finalist_id(finalist: int | str, seed: int) -> str:
+    """`finalist-0007-s1`, `finalist-base-s1`."""
+    name = f"{finalist:04d}" if isinstance(finalist, int) else finalist
+    return f"finalist-{name}-s{seed}"
+
+
+def readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored row with NaN and infinities as numbers again."""
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}

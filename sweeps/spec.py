@@ -1,0 +1,368 @@
+"""SweepSpec: one YAML file = one sweep. Every fault of a file is reported at once, before anything starts.
+
+A loaded spec holds the whole base config (`base_values`), so that the copy in the ledger needs no file any more:
+`SweepSpec.from_dict(spec.to_dict()) == spec`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from genrec.config import (
+    ConfigError,
+    PositiveInt,
+    RunConfig,
+    Section,
+    config_keys,
+    content_hash,
+    load_config,
+    nearest,
+    validate_config,
+    with_values,
+)
+from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
+from sweeps.space import Space, fault, parse_space, setting_value, show
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+MAX_TRIALS = 100_000
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(value: Any) -> Any:
+    """`90m`, `1h30m`, `45s` or a number of seconds -> seconds."""
+    if not isinstance(value, str):
+        return value
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)
+    if not parts or "".join(number + unit for number, unit in parts) != value.strip():
+        raise ValueError("expected a duration such as 45s, 90m, 2h or 1h30m")
+    return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)]
+
+
+class SamplerSpec(Section):
+    """How values are proposed for the settings that are sampled."""
+
+    type: Literal["tpe", "random"] = "tpe"
+    startup_trials: PositiveInt = 10
+    "random trials before the first that TPE proposes"
+    multivariate: bool = True
+
+
+class SchedulerSpec(Section):
+    """Whether weak trials are stopped early."""
+
+    type: Literal["none", "asha"] = "none"
+    grace_epochs: PositiveInt = 1
+    "epochs that every trial gets"
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class BudgetSpec(Section):
+    """When no new trial is started any more: the first limit that is reached counts."""
+
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
+    "infeasible points and duplicates are not counted"
+    time: Seconds | None = None
+    "in the file also as 45s, 90m, 2h; over all sessions of the sweep"
+
+
+class ResourcesSpec(Section):
+    """What one trial gets, and how many run at once."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    max_concurrent: PositiveInt | None = None
+
+
+class FinalistsSpec(Section):
+    """Re-evaluation: the best `top_k` trials and the base, each with `seeds` seeds, on the test split."""
+
+    top_k: Annotated[int, Field(ge=1, le=100)] = 3
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    set: dict[str, Any] = Field(default_factory=dict)
+    "settings of the finalists alone, by config path; for example all users and more epochs"
+
+
+class SweepSpec(Section):
+    """A search space, a base config, a metric and a budget."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    base: str | None = None
+    "where `base_values` came from: a recipe or a file"
+    set: dict[str, Any] = Field(default_factory=dict)
+    "overrides of the base, by config path; `base_values` contains them"
+    space: dict[str, dict[str, Any]]
+    constraints: list[str] = Field(default_factory=list)
+    metric: str = "ndcg@10"
+    "of the validation split; the default is the base's `evaluation.monitor`, which it replaces"
+    mode: Literal["max", "min"] = "max"
+    sampler: SamplerSpec = SamplerSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    budget: BudgetSpec = BudgetSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    finalists: FinalistsSpec = FinalistsSpec()
+    max_failures: Annotated[int, Field(ge=0, le=100)] = 2
+    "how often a trial whose worker died is started again"
+    seed: int = 0
+    base_values: dict[str, Any]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SweepSpec:
+        """The spec that `to_dict` dumped, fully checked again. Raises `ConfigError`."""
+        return _build(data, None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types; reads no file when it is loaded again."""
+        return self.model_dump(mode="json")
+
+    @property
+    def hash(self) -> str:
+        return content_hash(self.to_dict())
+
+    def base_config(self) -> RunConfig:
+        return validate_config(self.base_values)
+
+    @cached_property
+    def search_space(self) -> Space:
+        return parse_space(self.space, self.constraints)
+
+    def finalist_config(self, config: RunConfig) -> RunConfig:
+        """`config` with the settings of `finalists.set`."""
+        return validate_config(with_values(config.to_dict(), self.finalists.set))
+
+
+def load_spec(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+) -> SweepSpec:
+    """Read a sweep file.
+
+    `overrides` replace values of the spec by dotted path (`budget.trials`), `config_overrides` are added to `set`.
+    Raises `ConfigError` with every fault of the file, one line each.
+    """
+    try:
+        document = load_yaml(path)
+    except YamlError as error:
+        raise ConfigError([str(error)]) from None
+    data = dict(document.data)
+    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    for key, value in (overrides or {}).items():
+        data = _with_override(data, key, value)
+    if config_overrides:
+        own = data.get("set")
+        data["set"] = {**(own if isinstance(own, Mapping) else {}), **config_overrides}
+    return _build(data, document, Path(path).parent)
+
+
+def _with_override(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    name, _, rest = key.partition(".")
+    if not rest or name in ("set", "space"):
+        return {**data, name: value if not rest else {**(data.get(name) or {}), rest: value}}
+    section = data.get(name)
+    return {**data, name: _with_override(dict(section) if isinstance(section, Mapping) else {}, rest, value)}
+
+
+def _build(data: Mapping[str, Any], document: YamlDocument | None, folder: Path | None = None) -> SweepSpec:
+    checker = _Checker(dict(data), document, folder)
+    spec = checker.check()
+    if checker.faults or spec is None:
+        raise ConfigError(checker.faults)
+    return spec
+
+
+class _Checker:
+    """Collects the faults of one spec; later checks run as far as earlier ones allow."""
+
+    def __init__(self, data: dict[str, Any], document: YamlDocument | None, folder: Path | None):
+        self.data = data
+        self.document = document
+        self.folder = folder
+        self.faults: list[str] = []
+
+    def check(self) -> SweepSpec | None:
+        if self.document is not None and "base_values" in self.data:
+            self._fault(("base_values",), None, "unknown key", "use base and set")
+            return None
+        base = self._base()
+        space = self._space()
+        finalists = self._mapping("set", self._mapping("finalists"))
+        if self._settings_fit(("finalists", "set"), finalists) and base is not None:
+            self._merged(base.to_dict(), ("finalists", "set"), finalists)
+        if base is not None and space is not None:
+            self._feasible(base, space)
+        self._budget(space)
+        spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
+        self.faults = list(dict.fromkeys(self.faults))
+        return spec
+
+    def _fault(self, path: tuple[str, ...], got: str | None, rule: str, fix: str | None = None) -> None:
+        where = self.document.where(*path) if self.document else ""
+        self.faults.append(fault(where, ".".join(path), got, rule, fix))
+
+    def _mapping(self, name: str, parent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The mapping at `name`, empty when it is absent or of a wrong type (the model reports the type)."""
+        value = (self.data if parent is None else parent).get(name)
+        return dict(value) if isinstance(value, Mapping) else {}
+
+    def _base(self) -> RunConfig | None:
+        if "base_values" in self.data:
+            try:
+                base = validate_config(self.data["base_values"])
+                return base if self._metric(base.to_dict()["evaluation"]) else None
+            except (ConfigError, TypeError, ValueError) as error:
+                self.faults.append(f"base_values: {error}")
+                return None
+        settings = self._mapping("set")
+        fit = self._settings_fit(("set",), settings)
+        try:
+            values = load_config(self._base_source()).to_dict()
+        except (ConfigError, YamlError) as error:
+            where = f"{self.document.where('base')}: " if self.document and "base" in self.data else ""
+            self.faults += [f"{where}base: {line}" for line in str(error).splitlines()]
+            return None
+        if not fit or not self._metric(with_values(values, settings)["evaluation"]):
+            return None
+        return self._merged(values, ("set",), {**settings, "evaluation.monitor": self.data["metric"]})
+
+    def _base_source(self) -> str | Path | None:
+        """The recipe's name, or the file: beside the sweep file first, then in the current directory."""
+        base = self.data.get("base")
+        if not isinstance(base, str):
+            return None
+        if self.folder is not None and (self.folder / base).is_file():
+            return self.folder / base
+        return base
+
+    def _settings_fit(self, path: tuple[str, ...], settings: Mapping[str, Any]) -> bool:
+        """Whether every path exists and takes its value; a fault for each that does not."""
+        before = len(self.faults)
+        for key, value in settings.items():
+            if key not in config_keys():
+                self._fault((*path, key), None, f"unknown setting{nearest(key, config_keys())}")
+                continue
+            try:
+                setting_value(key, value)
+            except ValueError as error:
+                self._fault((*path, key), show(value), str(error))
+        return len(self.faults) == before
+
+    def _merged(
+        self, values: Mapping[str, Any], path: tuple[str, ...], settings: Mapping[str, Any]
+    ) -> RunConfig | None:
+        """`values` with `settings`, or None and a fault where they do not go together."""
+        try:
+            return validate_config(with_values(values, settings))
+        except ConfigError as error:
+            where = f"{self.document.where(*path)}: " if self.document else ""
+            self.faults += [f"{where}{'.'.join(path)}: {line}" for line in error.faults]
+            return None
+
+    def _space(self) -> Space | None:
+        constraints = self.data.get("constraints")
+        if "space" not in self.data:
+            self._fault(("space",), "nothing", "a sweep needs a search space")
+        try:
+            space = self._mapping("space")
+            if "evaluation.monitor" in space:
+                self._fault(("space", "evaluation.monitor"), None, "the sweep's metric decides", "use metric:")
+            return parse_space(space, constraints if isinstance(constraints, list) else [], self.document)
+        except ConfigError as error:
+            self.faults += error.faults if "space" in self.data else []
+            return None
+
+    def _metric(self, evaluation: Mapping[str, Any]) -> bool:
+        """Fill in and check metric and mode. The metric also becomes `evaluation.monitor`: the epoch that a trial
+        keeps is the one that it is judged by."""
+        metric = self.data.setdefault("metric", evaluation["monitor"])
+        allowed = [f"{name}@{k}" for k in evaluation["ks"] for name in ("recall", "ndcg")] + ["loss"]
+        if metric not in allowed:
+            found = re.fullmatch(r"(?:recall|ndcg)@(\d+)", metric) if isinstance(metric, str) else None
+            hint = nearest(metric, allowed) if isinstance(metric, str) and not found else ""
+            fix = f"set evaluation.ks to {sorted({*evaluation['ks'], int(found[1])})}" if found else None
+            self._fault(("metric",), show(metric), f"expected one of {', '.join(allowed)}{hint}", fix)
+            return False
+        if metric == "loss" and self.data.setdefault("mode", "min") == "max":
+            self._fault(("mode",), "'max'", "the metric loss is minimised", "mode: min")
+        return True
+
+    def _feasible(self, base: RunConfig, space: Space) -> None:
+        values = base.to_dict()
+        reason = None
+        for point in space.trial_points():
+            point_reason = space.infeasible_reason(values, point)
+            if point_reason is None:
+                return
+            reason = reason or point_reason
+        rule = f"none of {len(space.trial_points())} points is feasible; the first: {reason}"
+        self._fault(("space",), None, rule, "relax the constraints or the ranges")
+
+    def _budget(self, space: Space | None) -> None:
+        """A pure grid is its own budget; a sampled space needs one."""
+        budget = self._mapping("budget")
+        if space is None or budget.get("trials") is not None or self.data.get("budget", budget) != budget:
+            return
+        if space.pure_grid:
+            self.data["budget"] = {**budget, "trials": len(space.grid_points())}
+        elif budget.get("time") is None:
+            rule = "a space with sampled settings needs a number of trials or a time"
+            self._fault(("budget",), "no limit", rule, "budget: {trials: 20}")
+
+    def _model(self, data: dict[str, Any]) -> SweepSpec | None:
+        data = {key: value for key, value in data.items() if value is not None or key == "base"}
+        try:
+            return SweepSpec.model_validate(data)
+        except ValidationError as error:
+            for item in error.errors():
+                self._model_fault(item)
+            return None
+
+    def _model_fault(self, item: Any) -> None:
+        path = tuple(str(part) for part in item["loc"])
+        name = path[-1] if path else "sweep"
+        if item["type"] == "missing":
+            if path != ("space",):
+                self._fault(path, "nothing", "a required key")
+        elif item["type"] == "extra_forbidden":
+            self._fault(path, None, f"unknown key{nearest(name, _siblings(path))}")
+        elif path[0] in ("space", "constraints") and len(path) > 1:
+            pass  # parse_space has said it, with more detail
+        else:
+            self._fault(path, show(item["input"]), _rule(item, path), _suggestion(item))
+
+
+def _rule(item: Any, path: tuple[str, ...]) -> str:
+    if path == ("name",) and item["type"] == "string_pattern_mismatch":
+        return "expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _suggestion(item: Any) -> str | None:
+    """The allowed word that was probably meant (`minimise` -> `min`)."""
+    if item["type"] != "literal_error" or not isinstance(item["input"], str):
+        return None
+    words = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    word = item["input"].lower()
+    found = next((w for w in words if word.startswith(w) or w.startswith(word)), None)
+    return found or nearest(word, words).removeprefix("; did you mean '").removesuffix("'?") or None
+
+
+def _siblings(path: tuple[str, ...]) -> Iterable[str]:
+    model: Any = SweepSpec
+    for part in path[:-1]:
+        info = model.model_fields.get(part)
+        candidates = [info.annotation, *get_args(info.annotation)] if info else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return [name for name in model.model_fields if name != "base_values"]

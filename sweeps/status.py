@@ -1,0 +1,45 @@
+"""What a sweep has come to, from its ledger alone: the contract of `sweeps status --format json`, and its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeps.finalists import rank_finalists, summarise
+from sweeps.ledger import Ledger, TrialRecord
+
+
+def sweep_status(ledger: Ledger) -> dict[str, Any]:
+    """The sweep as plain JSON types; counts are numbers, what is not known yet is null or empty."""
+    spec = ledger.spec
+    leaders = ledger.leaderboard()
+    runs = ledger.finalist_runs()
+    lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None]
+    lists += [(run.result.get("reused", []), run.result.get("trained", [])) for run in runs]
+    summary = rank_finalists(summarise(runs), spec.metric, spec.mode)
+    return {
+        "name": spec.name,
+        "state": ledger.state,
+        "metric": spec.metric,
+        "mode": spec.mode,
+        "trials": ledger.counts(),
+        "best": _best(ledger, leaders[0]) if leaders else None,
+        "finalists": [{k: row[k] for k in ("trial", "seeds", "test", "validation")} for row in summary],
+        "winner": ledger.fact("winner"),
+        "verdict": ledger.fact("verdict") or [],
+        "baselines": ledger.fact("baselines") or {},
+        "oracle": ledger.fact("oracle"),
+        "protocol": ledger.fact("protocol"),
+        "reused_stages": sum(len(reused) for reused, _ in lists),
+        "trained_stages": sum(len(trained) for _, trained in lists),
+        "elapsed_seconds": round(ledger.elapsed, 1),
+        "test_opened": ledger.fact("test_opened"),
+    }
+
+
+def _best(ledger: Ledger, record: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": record.id,
+        "value": record.value,
+        "params": record.params,
+        "config": ledger.config_of(record.number).to_dict(),
+    }

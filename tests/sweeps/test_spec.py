@@ -1,0 +1,152 @@
+"""One YAML = one sweep: defaults, faults all at once, and a stored copy that needs no file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from genrec.config import ConfigError, RunConfig
+from sweeps.spec import SweepSpec, load_spec
+
+GRID = "space: {train.batch_size: {type: grid, values: [32, 64, 128]}}\n"
+SAMPLED = "space: {train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}}\n"
+
+
+def write(folder: Path, text: str, name: str = "my sweep.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def faults_of(folder: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_spec(write(folder, text, "sweep.yaml"))
+    return [fault.removeprefix(f"{folder}/") for fault in caught.value.faults]
+
+
+def test_a_pure_grid_needs_nothing_but_its_space(tmp_path: Path):
+    spec = load_spec(write(tmp_path, GRID))
+    assert spec.name == "my-sweep"
+    assert (spec.metric, spec.mode, spec.budget.trials, spec.max_failures, spec.seed) == ("ndcg@10", "max", 3, 2, 0)
+    assert (spec.sampler.type, spec.scheduler.type, spec.resources.workers) == ("tpe", "none", 1)
+    assert spec.base_config() == RunConfig()
+    assert len(spec.search_space.grid_points()) == 3
+
+
+def test_the_stored_copy_needs_no_file(tmp_path: Path):
+    write(tmp_path, "train: {epochs: 7}\n", "base.yaml")
+    path = write(tmp_path, f"{SAMPLED}base: base.yaml\nset: {{tiger.num_heads: 2}}\nbudget: {{time: 90m}}\n")
+    spec = load_spec(path, config_overrides={"train.batch_size": 32})
+    for file in tmp_path.iterdir():
+        file.unlink()
+    stored = SweepSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert stored == spec
+    assert stored.hash == spec.hash
+    config = stored.base_config()
+    assert (config.train.epochs, config.tiger.num_heads, config.train.batch_size) == (7, 2, 32)
+    assert stored.budget.time == 5400.0
+    assert stored.budget.trials is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45s", 45), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("12.5", 12.5)]
+)
+def test_durations(tmp_path: Path, text: str, seconds: float):
+    assert load_spec(write(tmp_path, f"{SAMPLED}budget: {{time: {text}}}\n")).budget.time == seconds
+
+
+def test_overrides_replace_values_of_the_spec(tmp_path: Path):
+    path = write(tmp_path, SAMPLED)
+    spec = load_spec(path, overrides={"budget.trials": 5, "set.train.epochs": 3, "name": "other"})
+    assert (spec.budget.trials, spec.base_config().train.epochs, spec.name) == (5, 3, "other")
+
+
+def test_the_metric_is_what_a_trial_keeps_its_epoch_by(tmp_path: Path):
+    spec = load_spec(write(tmp_path, f"{GRID}set: {{evaluation.ks: [1, 5]}}\nmetric: recall@1\n"))
+    assert spec.base_config().evaluation.monitor == "recall@1"
+    spec = load_spec(write(tmp_path, f"{GRID}set: {{evaluation.monitor: recall@5}}\n"))
+    assert spec.metric == "recall@5"
+
+
+def test_loss_is_minimised(tmp_path: Path):
+    assert load_spec(write(tmp_path, f"{GRID}metric: loss\n")).mode == "min"
+    assert "fix: mode: min" in faults_of(tmp_path, f"{GRID}metric: loss\nmode: max\n")[0]
+
+
+def test_finalists_get_settings_of_their_own(tmp_path: Path):
+    spec = load_spec(write(tmp_path, f"{GRID}finalists: {{seeds: 2, set: {{train.epochs: 30}}}}\n"))
+    assert spec.finalist_config(spec.base_config()).train.epochs == 30
+    assert spec.base_config().train.epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"name: ../x\n{GRID}", "1: name: got '../x'; expected 1 to 63 letters"),
+        (f"name: -rf\n{GRID}", "1: name: got '-rf'"),
+        (f"budgets: 3\n{GRID}", "1: budgets: unknown key; did you mean 'budget'?"),
+        (f"budget: {{trails: 3}}\n{GRID}", "1: budget.trails: unknown key; did you mean 'trials'?"),
+        (f"budget: {{trials: 0}}\n{GRID}", "1: budget.trials: got 0; input should be greater than or equal to 1"),
+        (f"budget: {{trials: 1.5}}\n{GRID}", "1: budget.trials: got 1.5"),
+        (f"budget: {{trials: 1000000000}}\n{GRID}", "less than or equal to 100000"),
+        (f"budget: {{time: soon}}\n{GRID}", "1: budget.time: got 'soon'; expected a duration such as 45s"),
+        (f"budget: 3\n{GRID}", "1: budget: got 3"),
+        (f"mode: minimise\n{GRID}", "1: mode: got 'minimise'; input should be 'max' or 'min'; fix: min"),
+        (f"sampler: {{type: tpee}}\n{GRID}", "fix: tpe"),
+        (f"scheduler: {{type: ASHA, reduction_factor: 4}}\n{GRID}", "fix: asha"),
+        (f"scheduler: {{type: asha, reduction_factor: 1}}\n{GRID}", "reduction_factor: got 1"),
+        (f"resources: {{max_concurrent: 0}}\n{GRID}", "resources.max_concurrent: got 0"),
+        (
+            f"metric: ndgc@10\n{GRID}",
+            "1: metric: got 'ndgc@10'; expected one of recall@5, ndcg@5, recall@10, ndcg@10, loss; did you",
+        ),
+        (f"metric: ndcg@7\n{GRID}", "fix: set evaluation.ks to [5, 7, 10]"),
+        (f"base: quickstrt\n{GRID}", "1: base: quickstrt: neither a recipe nor a file; did you mean 'quickstart'?"),
+        (f"set: {{train.epoch: 3}}\n{GRID}", "1: set.train.epoch: unknown setting; did you mean 'train.epochs'?"),
+        (f"set: {{train.epochs: '3'}}\n{GRID}", "1: set.train.epochs: got '3'; input should be a valid integer"),
+        (f"set: {{tiger.num_heads: 5}}\n{GRID}", "multiple of num_heads (5)"),
+        (f"finalists: {{set: {{train.epochs: 0}}}}\n{GRID}", "1: finalists.set.train.epochs: got 0"),
+        (f"finalists: {{set: {{tiger.num_heads: 5}}}}\n{GRID}", "multiple of num_heads (5)"),
+        (f"constraints: [train.batch_size > 1000]\n{GRID}", "none of 3 points is feasible"),
+        (f"constraints: train.batch_size > 10\n{GRID}", "1: constraints: got"),
+        (f"base_values: {{}}\n{GRID}", "base_values: unknown key"),
+        ("space: {evaluation.monitor: {type: grid, values: [loss]}}\n", "the sweep's metric decides"),
+        ("space: {train.batch_size: 3}\n", "1: space.train.batch_size: got 3; expected a mapping with a type"),
+        ("space: 3\n", "1: space: got 3"),
+        ("name: x\n", "space: got nothing; a sweep needs a search space"),
+        (SAMPLED, "budget: got no limit"),
+        ("- 1\n", "expected a mapping"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_line_key_value_and_rule(tmp_path: Path, text: str, words: str):
+    faults = faults_of(tmp_path, text)
+    assert any(words in fault for fault in faults), faults
+    assert all(fault.startswith("sweep.yaml") for fault in faults)
+
+
+def test_one_mistake_gives_one_line_and_many_give_all(tmp_path: Path):
+    text = f"name: ../x\nbase: nowhere\nset: {{train.epoch: 1}}\nmode: minimise\nbudget: {{trails: 3}}\n{GRID}"
+    assert len(faults_of(tmp_path, text)) == 5
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
+        load_spec(tmp_path / "gone.yaml")
+
+
+def test_reading_a_spec_loads_nothing_heavy_and_is_quick(tmp_path: Path):
+    path = write(tmp_path, GRID)
+    program = (
+        "import sys\nfrom sweeps.spec import load_spec\nload_spec(sys.argv[1])\n"
+        "print(sorted({'torch', 'ray', 'optuna', 'numpy', 'wandb'} & set(sys.modules)))"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.perf_counter() - started < 5
