@@ -51,7 +51,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if manifest.get("format") != 1:
         raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r}; this version reads format 1")
     if found != manifest["sha256"]:
-        raise CheckpointError(f"{folder / TENSORS}: damaged (checksum {found[:12]}, expected {manifest['sha256'][:12]})")
+        raise CheckpointError(
+            f"{folder / TENSORS}: damaged (checksum {found[:12]}, expected {manifest['sha256'][:12]})"
+        )
     return load_file(folder / TENSORS), manifest["facts"]
 
 

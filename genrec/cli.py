@@ -10,12 +10,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from genrec.config import ConfigError, RunConfig, load_config, parse_overrides, recipe_names
 from genrec.strict_yaml import YamlError
+
+if TYPE_CHECKING:
+    from genrec.data.interactions import Split
 
 logger = logging.getLogger("genrec")
 
@@ -77,9 +80,9 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 @run_options
 def prepare(config: str | None, assignments: tuple[str, ...], store: str, threads: int | None) -> None:
     """Read the data, embed the item texts, print the statistics."""
+    run, artifacts = _start(config, assignments, store, threads)
     from genrec.pipeline import open_interactions, run_pipeline, stage_keys
 
-    run, artifacts = _start(config, assignments, store, threads)
     run_pipeline(run, artifacts, until="embeddings")
     for name, value in open_interactions(artifacts, stage_keys(run)).statistics().items():
         click.echo(f"{name:>16}  {value:.6g}")
@@ -89,9 +92,9 @@ def prepare(config: str | None, assignments: tuple[str, ...], store: str, thread
 @run_options
 def tokenize(config: str | None, assignments: tuple[str, ...], store: str, threads: int | None) -> None:
     """Train the tokenizer, give every item its semantic ID, print the IDs' health."""
+    run, artifacts = _start(config, assignments, store, threads)
     from genrec.pipeline import open_ids, run_pipeline, stage_keys
 
-    run, artifacts = _start(config, assignments, store, threads)
     run_pipeline(run, artifacts, until="semantic_ids")
     ids = open_ids(artifacts, stage_keys(run))
     for name, value in ids.health.to_dict().items():
@@ -103,10 +106,10 @@ def tokenize(config: str | None, assignments: tuple[str, ...], store: str, threa
 @click.option("--out", default=None, help="Folder of the bundle; default runs/models/CONFIG-HASH.")
 def train(config: str | None, assignments: tuple[str, ...], store: str, threads: int | None, out: str | None) -> None:
     """Run all stages and leave a bundle that `genrec recommend` uses. Continues where a killed run stopped."""
+    run, artifacts = _start(config, assignments, store, threads)
     from genrec.pipeline import open_tiger, run_pipeline
     from genrec.recommender import export_bundle
 
-    run, artifacts = _start(config, assignments, store, threads)
     run_pipeline(run, artifacts)
     folder = export_bundle(run, artifacts, Path(out) if out else Path("runs/models") / run.hash)
     _, facts = open_tiger(folder)
@@ -119,18 +122,21 @@ def train(config: str | None, assignments: tuple[str, ...], store: str, threads:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False))
+@click.argument("bundle", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
 @click.option("--store", default="runs/.artifacts", show_default=True, help="Folder of the stages' artifacts.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores when left out.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def evaluate(bundle: str, split: str, store: str, threads: int | None, form: str) -> None:
-    """Measure a bundle on all users, beside the baselines and, where the truth is known, the oracle."""
+def evaluate(bundle: str | None, split: str, store: str, threads: int | None, form: str) -> None:
+    """Measure a bundle on all users, beside the baselines and, where the truth is known, the oracle.
+
+    Without BUNDLE the newest below runs/ is taken.
+    """
     from genrec.artifacts import ArtifactStore
     from genrec.comparison import measure_bundle
 
     _set_threads(threads)
-    result = measure_bundle(Path(bundle), ArtifactStore(store), split)
+    result = measure_bundle(_bundle(bundle), ArtifactStore(store), cast("Split", split))
     if form == "json":
         click.echo(json.dumps(result, indent=1, sort_keys=True))
         return
@@ -143,25 +149,28 @@ def evaluate(bundle: str, split: str, store: str, threads: int | None, form: str
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False))
+@click.argument("bundle", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("--history", required=True, metavar="ID,ID,...", help="Item ids, oldest first.")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
 @click.option("--exclude-seen/--keep-seen", default=None, help="Leave out the history's items; default as evaluated.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def recommend(bundle: str, history: str, k: int, exclude_seen: bool | None, form: str) -> None:
-    """Print the next items for a history: id, log-probability, title."""
+def recommend(bundle: str | None, history: str, k: int, exclude_seen: bool | None, form: str) -> None:
+    """Print the next items for a history: id, log-probability, title.
+
+    Without BUNDLE the newest below runs/ is taken.
+    """
     from genrec.recommender import Recommender
 
-    recommender = Recommender.load(bundle)
+    recommender = Recommender.load(_bundle(bundle))
     items = [item.strip() for item in history.split(",") if item.strip()]
     found = recommender.recommend([items], k, exclude_seen)[0]
     if form == "json":
         click.echo(json.dumps([vars(r) for r in found], indent=1))
         return
     for item in items:
-        click.echo(f"history  {item:14}          {printable(recommender.titles[recommender.index[item]])}")
+        click.echo(f"history  {printable(item):14}          {printable(recommender.titles[recommender.index[item]])}")
     for place, r in enumerate(found, 1):
-        click.echo(f"{place:7}  {r.item:14} {r.score:8.3f} {printable(r.title)}")
+        click.echo(f"{place:7}  {printable(r.item):14} {r.score:8.3f} {printable(r.title)}")
 
 
 @main.command()
@@ -183,6 +192,18 @@ def _start(config: str | None, assignments: tuple[str, ...], store: str, threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     _set_threads(threads)
     return run, ArtifactStore(store)
+
+
+def _bundle(given: str | None) -> Path:
+    """The bundle that was named, or the newest that a sweep or `genrec train` has left."""
+    if given:
+        return Path(given)
+    found = [*Path("runs").glob("*/bundle/model"), *Path("runs/models").glob("*/model")]
+    if not found:
+        raise ConfigError(["no bundle below runs/; name one, or make one by genrec train or sweeps run"])
+    newest = max(found, key=lambda path: path.stat().st_mtime).parent
+    click.echo(f"bundle: {newest}", err=True)
+    return newest
 
 
 def _set_threads(threads: int | None) -> None:

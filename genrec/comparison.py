@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure_references(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str, Any]:
-    """`{"baselines": {name: metrics}, "oracle": metrics or None}` on all users of `split`; measured once per dataset."""
+    """`{"baselines": {name: metrics}, "oracle": metrics or None}` on all users of `split`; measured once a dataset."""
     run_pipeline(config, store, until="dataset")
     keys = stage_keys(config)
     settings = {"code": 1, "ks": config.evaluation.ks, "seen": config.evaluation.seen, "split": split}

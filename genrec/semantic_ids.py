@@ -41,7 +41,7 @@ class SemanticIds:
 
 
 def assign_ids(codes_NL: Tensor, num_codes: int) -> SemanticIds:
-    """Append the collision code: 0, 1, 2 ... inside each group of equal tuples, by item id. None if all are distinct."""
+    """Append the collision code: 0, 1, 2 ... in each group of equal tuples, by item id; none if all are distinct."""
     _, group_N, size_G = torch.unique(codes_NL, dim=0, return_inverse=True, return_counts=True)
     levels = codes_NL.shape[1]
     sizes = [num_codes] * levels

@@ -17,6 +17,7 @@ import yaml
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
 MAX_ALIASES = 100
+MAX_VALUES = 100_000
 
 
 class YamlError(ValueError):
@@ -56,7 +57,16 @@ _SCALARS: list[tuple[str, str, str]] = [
 ]
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), [c if c != "\0" else "" for c in _first])
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    try:
+        return int(loader.construct_scalar(node))
+    except ValueError:
+        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark) from None
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def load_yaml(path: str | Path) -> YamlDocument:
@@ -76,42 +86,41 @@ def load_yaml(path: str | Path) -> YamlDocument:
 
 def parse_yaml(text: str, source: str = "<text>") -> YamlDocument:
     """Parse YAML text whose top level is a mapping. Raises `YamlError` naming source and line."""
-    loader = _Loader(text)
     try:
-        _check_size(text, source)
+        _check_events(text, source)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise YamlError(f"{source}: the file is empty; expected a mapping of keys to values")
         if not isinstance(node, yaml.MappingNode):
             raise YamlError(f"{source}:{node.start_mark.line + 1}: expected a mapping of keys to values at the top")
+        if _num_values(node, {}, source) > MAX_VALUES:
+            raise YamlError(f"{source}: more than {MAX_VALUES} values once its aliases are written out")
         lines: dict[tuple[str, ...], int] = {}
-        _collect_lines(node, (), lines, source, set())
+        _collect_lines(node, (), lines, source)
         return YamlDocument(source, loader.construct_document(node), lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise YamlError(f"{at}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise YamlError(f"{source}: {error}") from None
+        raise YamlError(f"{source}: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise YamlError(f"{source}: nested too deeply") from None
-    finally:
-        loader.dispose()
 
 
 def parse_scalar(text: str) -> Any:
     """The value of `text` in `--set key=text`: any one-line YAML value."""
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise YamlError(f"cannot read the value {text!r}: {getattr(error, 'problem', error)}") from None
-    finally:
-        loader.dispose()
+        _check_events(text, "value")
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, YamlError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise YamlError(f"cannot read the value {text[:80]!r}: {reason}") from None
 
 
-def _check_size(text: str, source: str) -> None:
-    """Refuse alias bombs and deep nesting before anything is built from them."""
+def _check_events(text: str, source: str) -> None:
+    """Refuse tags, floods of aliases and deep nesting before anything is built from them."""
     depth = aliases = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
@@ -120,18 +129,32 @@ def _check_size(text: str, source: str) -> None:
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
+        at = f"{source}:{event.start_mark.line + 1}"
+        if getattr(event, "tag", None) is not None:
+            raise YamlError(f"{at}: tag {event.tag!r}; values are written without tags")
         if depth > MAX_DEPTH:
-            raise YamlError(f"{source}:{event.start_mark.line + 1}: nested more than {MAX_DEPTH} levels deep")
+            raise YamlError(f"{at}: nested more than {MAX_DEPTH} levels deep")
         if aliases > MAX_ALIASES:
-            raise YamlError(f"{source}:{event.start_mark.line + 1}: more than {MAX_ALIASES} aliases")
+            raise YamlError(f"{at}: more than {MAX_ALIASES} aliases")
 
 
-def _collect_lines(
-    node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], source: str, open_nodes: set[int]
-) -> None:
-    if id(node) in open_nodes:
-        raise YamlError(f"{source}:{node.start_mark.line + 1}: an anchor that contains itself")
-    open_nodes = open_nodes | {id(node)}
+def _num_values(node: yaml.Node, known: dict[int, int], source: str) -> int:
+    """Values at and below `node`, aliases written out. Each node is visited once, so a bomb is counted, not built."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise YamlError(f"{source}:{node.start_mark.line + 1}: an anchor that contains itself")
+        return known[id(node)]
+    known[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    known[id(node)] = 1 + sum(_num_values(child, known, source) for child in children)
+    return known[id(node)]
+
+
+def _collect_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], source: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -142,7 +165,7 @@ def _collect_lines(
                 raise YamlError(f"{source}:{line}: key {key.value!r} stands already on line {seen[key.value]}")
             seen[key.value] = line
             lines[(*path, key.value)] = line
-            _collect_lines(value, (*path, key.value), lines, source, open_nodes)
+            _collect_lines(value, (*path, key.value), lines, source)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _collect_lines(value, (*path, str(index)), lines, source, open_nodes)
+            _collect_lines(value, (*path, str(index)), lines, source)

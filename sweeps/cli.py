@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from genrec.cli import Commands, fail
 from genrec.config import nearest, parse_overrides
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import load_spec
 
 if TYPE_CHECKING:
     from sweeps.ledger import Ledger
@@ -61,11 +61,18 @@ def validate(file: str, assignments: tuple[str, ...]) -> None:
 @click.argument("file")
 @click.option("--name", help="Name of the sweep; default: the one in FILE.")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials, instead of the one in FILE.")
+@click.option("--resume", "or_resume", is_flag=True, help="If the sweep exists already, continue it as it was started.")
 @set_option
 @storage_option
 @address_option
 def run(
-    file: str, name: str | None, trials: int | None, assignments: tuple[str, ...], storage: str, address: str | None
+    file: str,
+    name: str | None,
+    trials: int | None,
+    or_resume: bool,
+    assignments: tuple[str, ...],
+    storage: str,
+    address: str | None,
 ) -> None:
     """Run the sweep that FILE describes, from data to winner."""
     overrides = {key: value for key, value in (("name", name), ("budget.trials", trials)) if value is not None}
@@ -73,7 +80,11 @@ def run(
     from sweeps.ledger import Ledger
 
     with _exit_codes(spec.name):
-        _drive(Ledger.create(Path(storage) / spec.name, spec), storage, address)
+        folder = Path(storage) / spec.name
+        if or_resume and (folder / "ledger.journal").is_file():
+            _continue(folder, storage, address)
+        else:
+            _drive(Ledger.create(folder, spec), storage, address)
 
 
 @main.command()
@@ -82,14 +93,8 @@ def run(
 @address_option
 def resume(name: str, storage: str, address: str | None) -> None:
     """Continue a sweep after a crash, a kill or an interruption."""
-    from sweeps.ledger import Ledger
-
     with _exit_codes(name):
-        folder = _sweep_folder(storage, name)
-        if Ledger.read(folder).state == "finished":
-            click.echo(f"{name} is finished; nothing to do. Next: sweeps status {name}")
-            return
-        _drive(Ledger.open(folder), storage, address)
+        _continue(_sweep_folder(storage, name), storage, address)
 
 
 @main.command()
@@ -109,6 +114,18 @@ def status(name: str, storage: str, form: str) -> None:
             _print_status(ledger, storage)
 
 
+def _continue(folder: Path, storage: str, address: str | None) -> None:
+    """Drive an existing sweep on; a finished one is only shown."""
+    from sweeps.ledger import Ledger
+
+    ledger = Ledger.read(folder)
+    if ledger.state == "finished":
+        click.echo(f"{folder.name} is finished; nothing to do")
+        _print_status(ledger, storage)
+    else:
+        _drive(Ledger.open(folder), storage, address)
+
+
 def _drive(ledger: Ledger, storage: str, address: str | None) -> None:
     from rich.console import Console
 
@@ -123,11 +140,10 @@ def _drive(ledger: Ledger, storage: str, address: str | None) -> None:
 
 
 def _print_status(ledger: Ledger, storage: str) -> None:
-    from rich.console import Console
+    from sweeps.leaderboard import status_lines
 
-    from sweeps.leaderboard import print_status
-
-    print_status(ledger, Console(), storage)
+    for line in status_lines(ledger, storage):
+        click.echo(line)
 
 
 def _sweep_folder(storage: str, name: str) -> Path:
@@ -158,13 +174,10 @@ def _exit_codes(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"interrupted; continue with: sweeps resume {name}", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        raise  # click ends quietly when the reader of our output has gone
     except (ConnectionError, OSError) as error:
         fail(f"{error}\nnothing recorded is lost; continue with: sweeps resume {name}", 4)
-
-
-def spec_summary(spec: SweepSpec) -> dict[str, Any]:
-    """What a sweep will do, for people and tests."""
-    return {"name": spec.name, "trials": spec.budget.trials, "metric": spec.metric, "mode": spec.mode}
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from genrec.config import RunConfig, validate_config
 from genrec.pipeline import open_interactions, stage_keys
 from genrec.recommender import export_bundle
 from sweeps.finalists import BASE, finalist_name, plan_finalists, rank_finalists, summarise, verdict
-from sweeps.ledger import FinalistQueue, FinalistRun, Ledger
+from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
+from sweeps.records import FinalistRun
 from sweeps.trial import run_trial
 
 ARTIFACTS = ".artifacts"
@@ -142,10 +143,11 @@ def _curves(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
 
 
 def _most_epochs(ledger: Ledger) -> int:
+    """An upper bound of the epochs of any trial and finalist."""
     spec = ledger.spec
     searched = spec.search_space.parameters.get("train.epochs")
-    final = spec.finalist_config(spec.base_config())
-    return max(spec.base_config().train.epochs, final.train.epochs, *(searched.probes if searched else [1]))
+    base, final = spec.base_config(), spec.finalist_config(spec.base_config())
+    return max(base.train.epochs, final.train.epochs, *(int(value) for value in (searched.probes if searched else [])))
 
 
 def _discard(store: ArtifactStore, config: RunConfig) -> None:

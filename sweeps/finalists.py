@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genrec.config import RunConfig
-from sweeps.ledger import FinalistRun, PlannedRun
+from sweeps.records import FinalistRun, PlannedRun
 from sweeps.spec import SweepSpec
 
 BASE = "base"
@@ -22,7 +22,8 @@ def plan_finalists(spec: SweepSpec, best: Sequence[tuple[int, RunConfig]]) -> li
     interrupted has compared everyone once. All get the same seeds, from the sweep's own on."""
     runs = []
     for seed in range(spec.seed, spec.seed + spec.finalists.seeds):
-        for finalist, config in [*best, (BASE, spec.base_config())]:
+        contenders: list[tuple[int | str, RunConfig]] = [*best, (BASE, spec.base_config())]
+        for finalist, config in contenders:
             values = spec.finalist_config(config).to_dict() | {"seed": seed}
             runs.append(PlannedRun(finalist, values, seed))
     return runs
@@ -72,7 +73,8 @@ def verdict(ranked: list[dict[str, Any]], baselines: dict[str, Any], metric: str
     for name, row in baselines.items():
         if metric in row and row[metric] > value["mean"]:
             sentences.append(
-                f"The winner is BELOW the baseline {name} (fit: {row['fit']}): {value['mean']:.4f} against {row[metric]:.4f}."
+                f"The winner is BELOW the baseline {name} (fit: {row['fit']}): "
+                f"{value['mean']:.4f} against {row[metric]:.4f}."
             )
     return sentences
 

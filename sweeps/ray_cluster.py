@@ -10,12 +10,14 @@ import contextlib
 import logging
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private.ray_logging import stdout_deduplicator
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -65,6 +67,7 @@ def start_ray(
         yield
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")  # printed in any case; the trial says it
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":

@@ -8,6 +8,7 @@ nothing of the group outlives the call, however it ends. The only module that im
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.callbacks.working_dir_setup import WorkingDirectorySetupCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate, is_v2_enabled
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
@@ -33,6 +35,10 @@ Loop = Callable[[dict[str, Any], Report], None]
 POLL_SECONDS = 0.2
 ABORT_SECONDS = 15.0
 CONTROLLER_RETRIES = 3  # Ray's default is to retry for ever
+GROUP_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else print() is logged as well as printed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often reports and deaths are noticed
+}
 PEER_LOST = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "socket", "nccl")
 
 
@@ -91,6 +97,7 @@ def run_loop(
             name=run_name,
             storage_path=storage,
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
                 controller_failure_limit=CONTROLLER_RETRIES,
@@ -114,6 +121,8 @@ def _bundle(cpus: float, gpus: float) -> dict[str, float]:
 def _work(given: dict[str, Any]) -> None:
     """What each worker of a group runs."""
     with output_to(given["log"]):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
+        logging.getLogger(train_context.__file__).setLevel(logging.WARNING)  # says every report; named by its path
         fresh_worker_state(given["seed"], given["threads"])
         given["loop"](given["argument"], _report_from_worker)
 
@@ -169,7 +178,8 @@ class _GroupTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         kwargs["failure_policy"] = _RetryDeaths(self.run_config.failure_config)
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": get_env_vars_to_propagate()})
+        environment = GROUP_ENVIRONMENT | get_env_vars_to_propagate()
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})
         controller = actor(TrainController).remote(**kwargs)
         try:
             running = controller.run.remote()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sweeps.finalists import rank_finalists, summarise
-from sweeps.ledger import Ledger, TrialRecord
+from sweeps.ledger import Ledger
+from sweeps.records import TrialRecord
 
 
 def sweep_status(ledger: Ledger) -> dict[str, Any]:

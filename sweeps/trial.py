@@ -18,6 +18,7 @@ from genrec.evaluation import evaluate
 from genrec.pipeline import Launch, open_interactions, open_tiger, pick_device, run_pipeline, stage_keys
 from genrec.trie import Trie
 
+
 def run_trial(
     payload: dict[str, Any], report: Callable[[dict[str, Any]], None], launch: Launch, *, store: str
 ) -> dict[str, Any]:

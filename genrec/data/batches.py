@@ -11,7 +11,7 @@ Letters: B rows, L items of a window.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from genrec.models.tiger import Window
 
 
 class Step(NamedTuple):
-    """One optimizer step: this rank's windows, and the targets over all ranks that the loss is divided by."""
+    """One optimizer step: this rank's batches, and the targets over all ranks that the loss is divided by."""
 
-    batches: list[Window]
+    batches: list[Any]
     num_targets: int
 
 

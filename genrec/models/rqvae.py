@@ -10,11 +10,12 @@ Letters: B items, E input width, D latent width, K codes, C levels.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from genrec.config import TokenizerConfig
-from genrec.models.tiger import LossSum
 from genrec.modules.quantizer import residual_codes, residual_kmeans
 
 
@@ -48,7 +49,7 @@ class RqVae(nn.Module):
         for codebook, start in zip(self.codebooks, found, strict=True):
             codebook.copy_(start)
 
-    def forward(self, vectors_BE: Tensor) -> LossSum:
+    def forward(self, vectors_BE: Tensor) -> Tensor:
         """Loss summed over the B items."""
         x_BE = self._standardise(vectors_BE)
         residual_BD = latent_BD = self.encoder(x_BE)
@@ -64,7 +65,7 @@ class RqVae(nn.Module):
             residual_BD = residual_BD - code_BD.detach()
         straight_BD = latent_BD + (quantised_BD - latent_BD).detach()
         reconstruction = (self.decoder(straight_BD) - x_BE).square().sum()
-        return LossSum(reconstruction + terms, vectors_BE.shape[0])
+        return reconstruction + terms
 
     @torch.inference_mode()
     def codes(self, vectors_BE: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class RqVae(nn.Module):
 
 def _perceptron(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inner, outer in zip(widths[:-1], widths[1:], strict=True):
+    for inner, outer in itertools.pairwise(widths):
         linear = nn.Linear(inner, outer)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)

@@ -6,6 +6,8 @@ position its target; the decoder's attention to the encoder stops before the tar
 enters the encoder as the sum of its codes' embeddings instead of one token a code.
 
 Positions are relative: a learned bias by the number of items between two tokens, and by the age of a history item.
+Embeddings start with unit variance, torch's default: with small ones Beauty's validation NDCG@10 was a tenth to a third
+lower after two epochs, since the blocks' random output drowns them.
 
 Letters: B batch, L items of a window, I items of a history, S targets a row, C codes an item, M encoder tokens (I or
 I*C), D width, H heads, W beams, N items of the catalogue, K codebook size.
@@ -23,17 +25,6 @@ from torch import Tensor, nn
 from genrec.config import TigerConfig
 from genrec.modules.embeddings import SemIdEmbedding
 from genrec.modules.transformer import DecoderLayer, EncoderLayer, KeyValue
-
-
-HEAD_STD = 0.02
-
-
-class LossSum(NamedTuple):
-    """A loss summed over targets, so that batches and ranks of any size add up."""
-
-    total: Tensor
-    count: int
-
 
 class Window(NamedTuple):
     """Equally long runs of items: every position from `first_target` on is a target, its history what stands before."""
@@ -64,31 +55,15 @@ class Tiger(nn.Module):
         width, heads, half = config.embedding_dim, config.num_heads, config.n_layers // 2
         block = (width, config.attn_dim, heads, config.feedforward_dim, config.dropout)
         self.item_embedding = SemIdEmbedding(level_sizes, width)
-        self.start = nn.Parameter(torch.empty(width))
+        self.start = nn.Parameter(torch.randn(width))
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(*block) for _ in range(half))
         self.encoder_norm = nn.RMSNorm(width)
         self.decoder = nn.ModuleList(DecoderLayer(*block) for _ in range(half))
         self.decoder_norm = nn.RMSNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in level_sizes)
-        self.encoder_bias = nn.Parameter(torch.empty(2 * config.max_seq_len + 1, heads))
-        self.age_bias = nn.Parameter(torch.empty(config.max_seq_len + 1, heads))
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """Blocks start as the identity: what they add to the residual begins at zero, so that the small embeddings are not
-        drowned by random projections. Other matrices have variance 1/fan-in, heads are small, biases by distance zero."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                adds_to_residual = name.endswith(("attention.output", "feedforward.2"))
-                nn.init.normal_(module.weight, std=0.0 if adds_to_residual else module.in_features**-0.5)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=HEAD_STD)
-        nn.init.normal_(self.start, std=self.config.embedding_dim**-0.5)
-        nn.init.zeros_(self.encoder_bias)
-        nn.init.zeros_(self.age_bias)
+        self.encoder_bias = nn.Parameter(torch.zeros(2 * config.max_seq_len + 1, heads))
+        self.age_bias = nn.Parameter(torch.zeros(config.max_seq_len + 1, heads))
 
     # ---------------------------------------------------------------- encoder
 
@@ -131,19 +106,19 @@ class Tiger(nn.Module):
 
     # ---------------------------------------------------------------- training
 
-    def forward(self, window: Window) -> LossSum:
-        """Cross-entropy of the targets' codes, averaged over the C levels, summed over the targets."""
+    def forward(self, window: Window) -> Tensor:
+        """Cross-entropy of the targets' codes: the mean over the C levels, the sum over the targets."""
         return self.loss(window, label_smoothing=0.0)
 
-    def loss(self, window: Window, label_smoothing: float) -> LossSum:
-        """As `forward`, with label smoothing."""
+    def loss(self, window: Window, label_smoothing: float) -> Tensor:
+        """As `forward`, with label smoothing. A sum, so that batches and ranks of any size add up."""
         logits = self.target_logits(window)
         target_RC = self._target_codes(window).flatten(0, 1)
         losses = [
             F.cross_entropy(scores, target_RC[:, level], reduction="sum", label_smoothing=label_smoothing)
             for level, scores in enumerate(logits)
         ]
-        return LossSum(torch.stack(losses).sum() / len(losses), target_RC.shape[0])
+        return torch.stack(losses).sum() / len(losses)
 
     def target_logits(self, window: Window) -> list[Tensor]:
         """Teacher-forced logits of every target: a list over levels of (B*S, K of the level)."""
@@ -165,24 +140,24 @@ class Tiger(nn.Module):
             x_BSCD = layer(x_BSCD, kv, memory.bias_1HTM)
         return self.decoder_norm(x_BSCD)
 
+    def _decoder_layers(self) -> list[DecoderLayer]:
+        return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
+
     # ---------------------------------------------------------------- decoding
 
     def remember(self, encoded_BMD: Tensor, first_target: int | None = None, tokens: int = 1) -> Memory:
         """Keys, values and bias of an encoded history, computed once; by default for the item after the last."""
         items = encoded_BMD.shape[1] // self.tokens_per_item
-        layers = [layer.cross_attention.project(encoded_BMD) for layer in self.decoder]
+        layers = [layer.cross_attention.project(encoded_BMD) for layer in self._decoder_layers()]
         return Memory(layers, self._age_bias(items, items if first_target is None else first_target, tokens))
 
     def decode_step(
         self, code_BW: Tensor | None, level: int, past: list[KeyValue] | None, memory: Memory, batch: int
     ) -> tuple[Tensor, list[KeyValue]]:
         """Log-probabilities (B, W, K) of the codes of `level`, given the code of the level before (None at level 0)."""
-        if code_BW is None:
-            x_BWD = self.start.expand(batch, 1, -1)
-        else:
-            x_BWD = self.item_embedding.level(code_BW, level - 1)
+        x_BWD = self.start.expand(batch, 1, -1) if code_BW is None else self.item_embedding.level(code_BW, level - 1)
         cache: list[KeyValue] = []
-        for index, (layer, kv) in enumerate(zip(self.decoder, memory.layers, strict=True)):
+        for index, (layer, kv) in enumerate(zip(self._decoder_layers(), memory.layers, strict=True)):
             x_BWD, new = layer.step(x_BWD, past[index] if past else None, kv, memory.bias_1HTM)
             cache.append(new)
         logits = self.heads[level](self.decoder_norm(x_BWD))

@@ -57,7 +57,7 @@ def residual_kmeans(x_BD: Tensor, num_codes: int, num_levels: int, generator: to
 
 
 def _spread_start(x_BD: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): each next centre drawn with the squared distance to the nearest one."""
+    """k-means++ (Arthur and Vassilvitskii 2007): each next centre drawn by squared distance to the nearest one."""
     first = int(torch.randint(x_BD.shape[0], (1,), generator=generator))
     chosen = [first]
     distance_B = (x_BD - x_BD[first]).square().sum(1)

@@ -97,8 +97,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x_BSCD: Tensor, memory: KeyValue, cross_bias: Tensor | None) -> Tensor:
         """All C tokens of S independent targets a row: (B, S, C, D) -> (B, S, C, D).
 
-        Self-attention stays inside a target; attention to the encoder is one product over all S*C tokens, so `cross_bias`
-        broadcasts to (B, H, S*C, M).
+        Self-attention stays inside a target; attention to the encoder is one product over all S*C tokens, so that
+        `cross_bias` broadcasts to (B, H, S*C, M).
         """
         shape = x_BSCD.shape
         x = x_BSCD.flatten(0, 1)

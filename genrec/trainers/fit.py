@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from genrec.checkpoint import latest_generation, save_generation
 from genrec.data.batches import Step
-from genrec.models.tiger import LossSum
 from genrec.modules.optimizers import build_optimizers, optimizer_tensors, rate_factor, restore_optimizers
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Fitted:
 
 def fit(
     model: nn.Module,
-    loss_of: Callable[[Any], LossSum],
+    loss_of: Callable[[Any], Tensor],
     batches: Batches,
     settings: FitSettings,
     *,
@@ -78,7 +77,7 @@ def fit(
     report: Report | None = None,
     folder: Path | None = None,
 ) -> Fitted:
-    """Train `model` in place for `settings.epochs` epochs.
+    """Train `model` in place for `settings.epochs` epochs; `loss_of(batch)` is a sum over the batch's targets.
 
     `validate` is called on every rank and returns the metrics of all ranks together; `report` likewise is called on
     every rank with the epoch's row. Checkpoints go to `folder`; if it holds some, training continues from the newest.
@@ -89,8 +88,9 @@ def fit(
     _same_start(model)
     fitted = Fitted()
     first_epoch, step = _resume(folder, model, optimizers, fitted)
-    for row in fitted.rows if report else []:
-        report(row)  # the process that died may not have got to it
+    if report:
+        for row in fitted.rows:
+            report(row)  # the process that died may not have got to it
     # All epochs have about as many steps; the schedule is laid over the exact count of the first.
     total_steps = settings.epochs * batches.num_steps(1)
     saved_at = time.monotonic()
@@ -124,7 +124,7 @@ def fit(
 
 def _take_step(
     model: nn.Module,
-    loss_of: Callable[[Any], LossSum],
+    loss_of: Callable[[Any], Tensor],
     step: Step,
     optimizers: list[torch.optim.Optimizer],
     settings: FitSettings,
@@ -134,8 +134,8 @@ def _take_step(
     total = 0.0
     for batch in step.batches:
         loss = loss_of(batch)
-        (loss.total / step.num_targets).backward()
-        total += float(loss.total.detach())
+        (loss / step.num_targets).backward()
+        total += float(loss.detach())
     _sum_gradients(model)
     if math.isfinite(settings.clip_norm):
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

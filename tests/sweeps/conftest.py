@@ -25,9 +25,11 @@ def nothing_left(ray_cluster: None) -> Callable[[], None]:
         import ray
         from ray.util import placement_group_table
 
+        shared = "_AutoscalingCoordinatorActor"  # Ray's own: one a cluster, holds nothing
         deadline = time.monotonic() + 30
         while True:
-            actors = [a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+            alive = [a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+            actors = [name for name in alive if name != shared]
             groups = [g["bundles"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
             if not actors and not groups:
                 return

@@ -104,12 +104,13 @@ def test_exception_of_a_group_arrives_at_once_and_is_not_retried(
     nothing_left()
 
 
-def dies_once(kill_always: bool = False) -> Loop:
+def dies_once() -> Loop:
     """Counts epochs in a file; rank 1 kills itself in epoch 2."""
 
     def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
         import os
         import signal
+        import time
         from pathlib import Path
 
         import torch
@@ -119,6 +120,7 @@ def dies_once(kill_always: bool = False) -> Loop:
         for epoch in range(1 + (int(done.read_text()) if done.exists() else 0), 4):
             if rank == 1 and epoch == 2 and (argument["always"] or not killed.exists()):
                 killed.touch()
+                time.sleep(3)  # what was reported moments before a death may be lost
                 os.kill(os.getpid(), signal.SIGKILL)
             torch.distributed.all_reduce(torch.ones(()))
             if rank == 0:

@@ -1,0 +1,420 @@
+"""Queues of toy tasks on a real Ray. Trial functions are nested functions: they travel to the processes by value."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from sweeps.ray_cluster import Resources
+from sweeps.ray_tune import Asha, Interrupted, TrialFunction, _SeededAsha, run_queue
+
+
+@dataclass(frozen=True)
+class Task:
+    id: str
+    payload: dict[str, Any]
+
+
+@dataclass
+class Records:
+    """A queue in memory that keeps all it was told."""
+
+    payloads: list[dict[str, Any]]
+    reports: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    finished: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    given: int = 0
+
+    def next(self) -> Task | None:
+        if self.given == len(self.payloads):
+            return None
+        self.given += 1
+        return Task(f"trial-{self.given}", self.payloads[self.given - 1])
+
+    def report(self, task_id: str, metrics: dict[str, Any]) -> None:
+        self.reports.append((task_id, metrics))
+
+    def finish(self, task_id: str, status: str, result: dict[str, Any]) -> None:
+        assert task_id not in self.finished
+        self.finished[task_id] = status, result
+
+    def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
+        self.events.append((event, task_id, data))
+
+    def epochs(self, task_id: str) -> list[int]:
+        return [metrics["epoch"] for name, metrics in self.reports if name == task_id]
+
+
+def run(records: Records, function: TrialFunction, folder: Path, **options: Any) -> Records:
+    given = {"name": "toy", "metric": "score", "mode": "max", "max_epochs": 3, "on_event": records.on_event}
+    run_queue(records, function, folder=folder, **(given | options))
+    return records
+
+
+def counts(epochs: int = 3, seconds: float = 0.0) -> TrialFunction:
+    """Reports payload["score"] in every epoch, from a loop under Ray Train."""
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        import time
+
+        def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
+            for epoch in range(1, epochs + 1):
+                time.sleep(seconds)
+                report({"epoch": epoch, "score": argument["score"]})
+
+        report({"_notes": {"trained": ["tokenizer"]}})
+        print("counting")
+        launch(loop, {"score": payload["score"]})
+        return {"pid": os.getpid()}
+
+    return trial
+
+
+def test_every_task_is_reported_and_completed(
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = run(Records([{"score": 0.5}, {"score": 0.25}, {"score": 0.125}]), counts(), tmp_path)
+    assert set(records.finished) == {"trial-1", "trial-2", "trial-3"}
+    status, result = records.finished["trial-2"]
+    assert status == "completed"
+    assert result["reason"] is None
+    assert result["trained"] == ["tokenizer"]
+    assert result["duration"] > 0
+    assert result["node"]
+    assert [m for name, m in records.reports if name == "trial-2"] == [{"epoch": e, "score": 0.25} for e in (1, 2, 3)]
+    mine = [(event, data) for event, task_id, data in records.events if task_id == "trial-2"]
+    assert [event for event, _ in mine] == ["started", "report", "report", "report", "finished"]
+    assert mine[0][1] == {"attempt": 1}
+    assert "counting" in (tmp_path / "logs" / "trial-2.log").read_text()
+    assert capfd.readouterr().out == ""
+
+
+def test_exception_fails_the_task_and_its_traceback_is_in_the_log(ray_cluster: None, tmp_path: Path) -> None:
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        if payload["bad"]:
+            raise LookupError("no codes for item 7")
+        return {}
+
+    records = run(Records([{"bad": True}, {"bad": False}]), trial, tmp_path)
+    status, result = records.finished["trial-1"]
+    assert (status, result["reason"]) == ("failed", "LookupError: no codes for item 7")
+    assert records.finished["trial-2"][0] == "completed"
+    assert "Traceback" in (tmp_path / "logs" / "trial-1.log").read_text()
+
+
+def test_metric_that_is_not_a_number_fails_the_task(ray_cluster: None, tmp_path: Path) -> None:
+    records = run(Records([{"score": float("nan")}]), counts(), tmp_path, scheduler=Asha())
+    status, result = records.finished["trial-1"]
+    assert (status, result["reason"]) == ("failed", "score is nan at epoch 1")
+    assert records.epochs("trial-1") == [1]
+
+
+def test_stopped_task_releases_what_it_holds_and_its_process_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    released = tmp_path / "released"
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        import time
+        from pathlib import Path
+
+        report({"_notes": {"pid": os.getpid()}})
+        try:
+            for epoch in (1, 2, 3):
+                report({"epoch": epoch, "score": payload["score"]})
+        finally:
+            time.sleep(3)  # longer than Tune itself would wait
+            Path(payload["released"]).touch()
+        return {}
+
+    history = {f"old-{i}": [(1, 0.5), (2, 0.5), (3, 0.5)] for i in range(3)}
+    payloads = [{"score": 0.1, "released": str(released)}, {"score": 0.9, "released": str(released)}]
+    records = run(Records(payloads), trial, tmp_path, scheduler=Asha(grace_epochs=2), history=history, max_concurrent=1)
+    (status, first), (second_status, second) = records.finished["trial-1"], records.finished["trial-2"]
+    assert (status, first["reason"]) == ("stopped", "stopped by the scheduler at epoch 2")
+    assert second_status == "completed"
+    assert records.epochs("trial-1") == [1, 2]
+    assert released.exists()
+    assert first["pid"] == second["pid"]
+
+
+def killed_in_epoch_two() -> TrialFunction:
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        import signal
+        from pathlib import Path
+
+        done = Path(payload["done"])
+        for epoch in range(1 + (int(done.read_text()) if done.exists() else 0), 4):
+            if epoch == 2 and (payload["always"] or not Path(payload["done"] + ".killed").exists()):
+                Path(payload["done"] + ".killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            report({"epoch": epoch, "score": 0.5})
+            done.write_text(str(epoch))
+        return {}
+
+    return trial
+
+
+def test_killed_process_is_replaced_and_the_same_task_continues(ray_cluster: None, tmp_path: Path) -> None:
+    payload = {"done": str(tmp_path / "done"), "always": False}
+    records = run(Records([payload]), killed_in_epoch_two(), tmp_path, scheduler=Asha(), max_failures=1)
+    assert records.finished["trial-1"][0] == "completed"
+    assert records.epochs("trial-1") == [1, 2, 3]
+    assert [data["attempt"] for event, _, data in records.events if event == "started"] == [1, 2]
+
+
+def test_process_that_dies_too_often_fails_the_task(
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    payload = {"done": str(tmp_path / "done"), "always": True}
+    records = run(Records([payload]), killed_in_epoch_two(), tmp_path, max_failures=1)
+    status, result = records.finished["trial-1"]
+    assert status == "failed"
+    assert result["reason"].startswith("the trial's process died 2 times: ")
+    assert len(result["reason"]) < 300
+    printed = capfd.readouterr()
+    assert printed.out + printed.err == ""
+
+
+def untidy_training() -> TrialFunction:
+    """Trains a little network, then leaves everything in disorder. Returns a digest of the trained bytes."""
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import hashlib
+        import os
+        import random
+
+        import numpy as np
+        import torch
+
+        digest = hashlib.sha256()
+
+        def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
+            model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Dropout(0.5), torch.nn.Linear(32, 1))
+            optimizer = torch.optim.Adam(model.parameters())
+            for epoch in (1, 2, 3):
+                x_BD = torch.randn(64, 16) * random.random() + float(np.random.rand())
+                loss = model(x_BD).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                report({"epoch": epoch, "score": loss.item()})
+            for parameter in model.parameters():
+                digest.update(parameter.detach().numpy().tobytes())
+
+        launch(loop, {})
+        facts = {"threads": torch.get_num_threads(), "cwd": os.getcwd(), "env": os.environ.get("LEFT")}
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(3)
+        torch.set_grad_enabled(False)
+        os.environ["LEFT"] = "behind"
+        os.chdir("/")
+        return {"digest": digest.hexdigest(), "pid": os.getpid(), **facts}
+
+    return trial
+
+
+def test_second_trial_in_a_warm_process_equals_the_first_in_a_new_one(ray_cluster: None, tmp_path: Path) -> None:
+    first, second = {"seed": 1}, {"seed": 2}
+    warm = run(Records([first, second]), untidy_training(), tmp_path / "a", max_concurrent=1)
+    fresh = run(Records([second]), untidy_training(), tmp_path / "b", max_concurrent=1)
+    in_warm, in_fresh = dict(warm.finished["trial-2"][1]), dict(fresh.finished["trial-1"][1])
+    assert in_warm["pid"] == warm.finished["trial-1"][1]["pid"] != in_fresh["pid"]
+    for result in (in_warm, in_fresh):
+        del result["duration"], result["pid"]
+    assert in_warm == in_fresh
+    assert in_warm["digest"] != warm.finished["trial-1"][1]["digest"]
+    assert in_warm["cwd"] == os.getcwd()
+    curve = [m for name, m in warm.reports if name == "trial-2"]
+    assert curve == [m for _, m in fresh.reports]
+
+
+def test_should_stop_ends_running_trials_untold(nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    records = Records([{"score": 0.5}] * 100)
+    run(records, counts(seconds=0.3), tmp_path, should_stop=lambda: len(records.reports) > 7, max_concurrent=2)
+    assert 1 <= len(records.finished) < records.given < 10
+    assert {status for status, _ in records.finished.values()} == {"completed"}
+    nothing_left()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signal_ends_the_queue_within_seconds(ray_cluster: None, tmp_path: Path, signum: int) -> None:
+    records, sent = Records([{"score": 0.5}] * 100), []
+
+    def on_event(event: str, task_id: str, data: dict[str, Any]) -> None:
+        if event == "report" and not sent:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    with pytest.raises(Interrupted) as caught:
+        run(records, counts(seconds=0.2), tmp_path, on_event=on_event, max_concurrent=1)
+    assert caught.value.signum == signum
+    assert time.monotonic() - sent[0] < 12
+    assert not records.finished
+    assert signal.getsignal(signum) is before
+
+
+def test_task_larger_than_the_cluster_is_refused_before_anything_starts(ray_cluster: None, tmp_path: Path) -> None:
+    records = Records([{"score": 0.5}])
+    with pytest.raises(ValueError, match=r"a trial needs 3 x \(2 CPU\), the cluster has 1 node\(s\): 4 CPU and 0 GPU"):
+        run(records, counts(), tmp_path, resources=Resources(workers=3, cpus_per_worker=2))
+    assert records.given == 0
+
+
+def test_fault_of_the_queue_ends_the_run_and_is_raised(ray_cluster: None, tmp_path: Path) -> None:
+    class Broken(Records):
+        def finish(self, task_id: str, status: str, result: dict[str, Any]) -> None:
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run(Broken([{"score": 0.5}] * 5), counts(), tmp_path)
+
+
+def test_run_queue_works_outside_the_main_thread(ray_cluster: None, tmp_path: Path) -> None:
+    records = Records([{"score": 0.5}])
+    thread = threading.Thread(target=run, args=(records, counts(), tmp_path))
+    thread.start()
+    thread.join()
+    assert records.finished["trial-1"][0] == "completed"
+
+
+def decisions(asha: _SeededAsha, task_id: str, curve: list[tuple[int, float]]) -> list[str]:
+    return [asha._decide(task_id, epoch, value) for epoch, value in curve]
+
+
+def test_rungs_from_history_decide_as_the_undisturbed_scheduler() -> None:
+    goes, stops = TrialScheduler.CONTINUE, TrialScheduler.STOP
+    curves = {"a": [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)], "b": [(1, 0.2), (2, 0.1)], "c": [(1, 0.3), (2, 0.6)]}
+    options = Asha(grace_epochs=1, reduction_factor=2), "score", "max", 8
+    undisturbed = _SeededAsha(*options, {})
+    for task_id, curve in curves.items():
+        decisions(undisturbed, task_id, curve)
+    resumed = _SeededAsha(*options, curves)
+    assert resumed._brackets[0]._rungs == undisturbed._brackets[0]._rungs
+    assert decisions(resumed, "weak", [(1, 0.05)]) == [stops]
+    assert decisions(resumed, "strong", [(1, 0.9), (2, 0.9), (3, 0.0), (4, 0.1), (8, 0.0)]) == [
+        goes,
+        goes,
+        goes,
+        stops,
+        goes,  # the last epoch never stops
+    ]
+
+
+def test_task_that_reports_an_epoch_again_is_not_judged_again() -> None:
+    asha = _SeededAsha(Asha(reduction_factor=2), "score", "max", 8, {"a": [(1, 0.1)], "b": [(1, 0.5)]})
+    assert decisions(asha, "a", [(1, 0.1)]) == [TrialScheduler.CONTINUE]
+
+
+def test_smaller_is_better_with_mode_min() -> None:
+    asha = _SeededAsha(Asha(reduction_factor=2), "loss", "min", 8, {"a": [(1, 0.1)], "b": [(1, 0.5)]})
+    assert decisions(asha, "c", [(1, 0.9)]) == [TrialScheduler.STOP]
+    assert decisions(asha, "d", [(1, 0.05)]) == [TrialScheduler.CONTINUE]
+
+
+def test_asha_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="grace_epochs must be 1 or more, got 0"):
+        Asha(grace_epochs=0)
+    with pytest.raises(ValueError, match="reduction_factor must be above 1, got 1"):
+        Asha(reduction_factor=1)
+
+
+# ---- worker groups -------------------------------------------------------------------------------------------------
+
+GROUP = Resources(workers=2, cpus_per_worker=1)
+
+
+def in_a_group(epochs: int = 3) -> TrialFunction:
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        import signal
+        import threading
+        import time
+        from pathlib import Path
+
+        def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
+            import torch
+
+            for epoch in range(1, epochs + 1):
+                ones = torch.ones(())
+                torch.distributed.all_reduce(ones)
+                report({"epoch": epoch, "score": argument["score"], "ranks": ones.item()})
+                if "running" in argument:
+                    Path(argument["running"]).touch()
+                time.sleep(0.2)
+
+        report({"_notes": {"trained": ["tokenizer"]}})
+        running = Path(payload["running"]) if "running" in payload else None
+        if running and not running.exists():
+
+            def kill_this_process() -> None:
+                while not running.exists():
+                    time.sleep(0.1)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            threading.Thread(target=kill_this_process, daemon=True).start()
+        launch(loop, payload)
+        return {"done": True}
+
+    return trial
+
+
+@pytest.mark.slow
+def test_two_workers_report_through_rank_zero(nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    records = run(Records([{"score": 0.5}]), in_a_group(), tmp_path, resources=GROUP)
+    status, result = records.finished["trial-1"]
+    assert (status, result["done"], result["trained"]) == ("completed", True, ["tokenizer"])
+    assert [m for _, m in records.reports] == [{"epoch": e, "score": 0.5, "ranks": 2.0} for e in (1, 2, 3)]
+    nothing_left()
+
+
+@pytest.mark.slow
+def test_group_that_the_scheduler_stops_leaves_nothing(nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    history = {f"old-{i}": [(1, 0.5)] for i in range(3)}
+    records = run(
+        Records([{"score": 0.1}]), in_a_group(200), tmp_path, resources=GROUP, scheduler=Asha(), history=history
+    )
+    status, result = records.finished["trial-1"]
+    assert (status, result["trained"]) == ("stopped", ["tokenizer"])
+    assert records.epochs("trial-1") == [1]
+    nothing_left()
+
+
+@pytest.mark.slow
+def test_group_that_is_interrupted_leaves_nothing(nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    records, stopped_at = Records([{"score": 0.5}] * 3), []
+
+    def should_stop() -> bool:
+        if len(records.reports) > 2 and not stopped_at:
+            stopped_at.append(time.monotonic())
+        return bool(stopped_at)
+
+    run(records, in_a_group(1000), tmp_path, resources=GROUP, should_stop=should_stop, max_concurrent=1)
+    assert time.monotonic() - stopped_at[0] < 15
+    assert not records.finished
+    nothing_left()
+
+
+@pytest.mark.slow
+def test_group_whose_driver_is_killed_is_freed_and_started_again(
+    nothing_left: Callable[[], None], tmp_path: Path
+) -> None:
+    payload, whole_cluster = (
+        {"score": 0.5, "running": str(tmp_path / "running")},
+        Resources(workers=2, cpus_per_worker=2),
+    )
+    records = run(Records([payload]), in_a_group(20), tmp_path, resources=whole_cluster)
+    assert records.finished["trial-1"][0] == "completed"
+    assert [data["attempt"] for event, _, data in records.events if event == "started"] == [1, 2]
+    nothing_left()

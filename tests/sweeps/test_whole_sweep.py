@@ -1,0 +1,201 @@
+"""The product as its user meets it: the commands, in processes of their own, on real Ray; also killed for real.
+
+One undisturbed sweep serves all tests of the module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.ledger import Ledger
+
+SPEC = Path(__file__).with_name("tiny.yaml")
+pytestmark = pytest.mark.slow
+
+
+def command(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """`sweeps` or `genrec` with these words; its output as text."""
+    program, *rest = words
+    return subprocess.run(
+        [sys.executable, "-m", f"{program}.cli", *rest], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a sweep that ran to its end."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    done = command("sweeps", "run", str(SPEC), "--storage", str(storage))
+    assert done.returncode == 0, done.stderr
+    (storage / "run.out").write_text(done.stdout)
+    return storage
+
+
+def record(storage: Path) -> tuple[dict[int, Any], dict[Any, Any]]:
+    """All that must not depend on interruptions: trials with their epochs, and the finalists' test metrics."""
+    ledger = Ledger.read(storage / "tiny")
+    trials = {
+        trial.number: (
+            trial.status,
+            trial.params,
+            trial.value,
+            [{name: value for name, value in row.items() if name != "targets_per_second"} for row in trial.epochs],
+        )
+        for trial in ledger.trials()
+    }
+    return trials, {(run.finalist, run.seed): run.result["test"] for run in ledger.finalist_runs()}
+
+
+def test_a_sweep_ends_with_leaderboard_finalists_and_next_commands(undisturbed: Path) -> None:
+    text = (undisturbed / "run.out").read_text()
+    for part in ("tiny: finished", "best validation ndcg@10 first", "most_popular (fit: train)", "oracle", "next:"):
+        assert part in text
+
+
+def test_status_as_json_keeps_its_contract(undisturbed: Path) -> None:
+    done = command("sweeps", "status", "tiny", "--storage", str(undisturbed), "--format", "json")
+    status = json.loads(done.stdout)
+    assert status["name"] == "tiny"
+    assert status["state"] == "finished"
+    assert status["trials"] == {
+        "waiting": 0,
+        "running": 0,
+        "stopped": 0,
+        "completed": 6,
+        "failed": 0,
+        "infeasible": 0,
+    }
+    assert status["best"].keys() >= {"trial", "value", "config"}
+    assert [row["trial"] for row in status["finalists"]].count("base") == 1
+    for row in status["finalists"]:
+        assert len(row["seeds"]) == 2
+        assert row["test"]["recall@10"].keys() == {"mean", "std"}
+    assert status["baselines"]["most_popular"]["fit"] == "train"
+    assert 0 < status["oracle"]["recall@10"] <= 1
+    assert status["reused_stages"] > 0
+
+
+def test_every_tokenizer_is_trained_once_although_trials_run_at_the_same_time(undisturbed: Path) -> None:
+    ledger = Ledger.read(undisturbed / "tiny")
+    trained = [trial for trial in ledger.trials() if "tokenizer" in trial.trained]
+    assert len(trained) == 2
+    assert {trial.params["tokenizer.kind"] for trial in trained} == {"rkmeans", "rqvae"}
+
+
+def test_the_test_split_is_opened_by_the_finalists_only(undisturbed: Path) -> None:
+    ledger = Ledger.read(undisturbed / "tiny")
+    assert ledger.fact("test_opened")
+    assert all("test" not in name for trial in ledger.trials() for row in trial.epochs for name in row)
+
+
+def test_the_printed_next_commands_work(undisturbed: Path) -> None:
+    lines = (undisturbed / "run.out").read_text().split("next:\n")[1].splitlines()
+    for line in lines:
+        done = command(*line.split())
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_best_yaml_is_the_exported_bundle(undisturbed: Path) -> None:
+    """Training `best.yaml` finds the winner's artifact and makes the same bundle."""
+    best = undisturbed / "tiny" / "best.yaml"
+    store = str(undisturbed / ".artifacts")
+    done = command("genrec", "train", str(best), "--store", store, "--out", str(undisturbed / "again"))
+    assert "tiger" in done.stderr
+    assert "reused" in done.stderr
+    for name in ("model/tensors.safetensors", "items.jsonl"):
+        assert (undisturbed / "again" / name).read_bytes() == (undisturbed / "tiny" / "bundle" / name).read_bytes()
+
+
+def test_running_an_existing_name_is_refused_and_resuming_it_has_nothing_to_do(undisturbed: Path) -> None:
+    refused = command("sweeps", "run", str(SPEC), "--storage", str(undisturbed))
+    assert refused.returncode == 2
+    assert "sweeps resume tiny" in refused.stderr
+    done = command("sweeps", "resume", "tiny", "--storage", str(undisturbed))
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+
+
+def start(storage: Path) -> subprocess.Popen[bytes]:
+    """A driver in a session of its own."""
+    log = open(storage / "killed.log", "ab")  # noqa: SIM115 - closed with the process
+    words = [sys.executable, "-m", "sweeps.cli", "run", str(SPEC), "--storage", str(storage), "--resume"]
+    return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for_trials(storage: Path, driver: subprocess.Popen[bytes], count: int) -> None:
+    """Until `count` trials have ended."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and driver.poll() is None:
+        if (storage / "tiny" / "ledger.journal").is_file():
+            ended = [t for t in Ledger.read(storage / "tiny").trials() if t.status == "completed"]
+            if len(ended) >= count:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"{count} trials did not end: {(storage / 'killed.log').read_text()}")
+
+
+def test_a_driver_killed_at_a_random_moment_loses_nothing_and_repeats_nothing(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    driver = start(tmp_path)
+    wait_for_trials(tmp_path, driver, rng.randrange(1, 4))
+    time.sleep(rng.random() * 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = {t.number: t.finished for t in Ledger.read(tmp_path / "tiny").trials() if t.status == "completed"}
+    assert finished
+    done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path) == record(undisturbed)
+    after = {t.number: t.finished for t in Ledger.read(tmp_path / "tiny").trials()}
+    assert {number: after[number] for number in finished} == finished
+
+
+def test_a_terminated_driver_leaves_143_and_can_be_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    driver = start(tmp_path)
+    wait_for_trials(tmp_path, driver, 1)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 143
+    assert "sweeps resume tiny" in (tmp_path / "killed.log").read_text()
+    done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path) == record(undisturbed)
+
+
+def test_two_drivers_of_one_sweep_are_refused_by_name(tmp_path: Path) -> None:
+    driver = start(tmp_path)
+    wait_for_trials(tmp_path, driver, 1)
+    second = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
+    assert second.returncode == 2
+    assert str(driver.pid) in second.stderr
+    driver.send_signal(signal.SIGTERM)
+    driver.wait(timeout=60)
+
+
+def test_a_trial_with_two_workers_gives_the_numbers_of_one_worker(undisturbed: Path, tmp_path: Path) -> None:
+    """The other path: a worker group over gloo. Dropout differs by rank, so it is switched off for both."""
+    spec = tmp_path / "group.yaml"
+    text = SPEC.read_text().replace("set:", "set:\n  tiger.dropout: 0.0")
+    text = text.replace("budget: {trials: 6}", "budget: {trials: 1}").replace("seeds: 2", "seeds: 1")
+    values = {}
+    for workers in (1, 2):
+        spec.write_text(f"{text}\nresources: {{workers: {workers}}}\n")
+        name = f"w{workers}"
+        done = command("sweeps", "run", str(spec), "--name", name, "--storage", str(tmp_path / name), timeout=280)
+        assert done.returncode == 0, done.stderr
+        values[workers] = [row["loss"] for row in Ledger.read(tmp_path / name / name).trials()[0].epochs]
+    assert len(values[1]) == 3
+    assert values[2] == pytest.approx(values[1], rel=1e-3)
