@@ -13,13 +13,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from genrec.config import content_hash
+from genrec.errors import InputError
 
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that is missing, incomplete or damaged; the message names the file."""
 
 
@@ -30,7 +34,12 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], facts: dict[str, A
     partial.mkdir(parents=True)
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial / TENSORS)
     flush(partial / TENSORS)
-    manifest = {"format": 1, "sha256": file_hash(partial / TENSORS), "facts": facts}
+    manifest = {
+        "format": 1,
+        "sha256": file_hash(partial / TENSORS),
+        "facts": facts,
+        "facts_hash": content_hash(facts),
+    }
     write_json(partial / MANIFEST, manifest)
     if folder.exists():
         shutil.rmtree(folder)
@@ -48,13 +57,18 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = file_hash(folder / TENSORS)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if manifest.get("format") != 1:
-        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r}; this version reads format 1")
-    if found != manifest["sha256"]:
-        raise CheckpointError(
-            f"{folder / TENSORS}: damaged (checksum {found[:12]}, expected {manifest['sha256'][:12]})"
-        )
-    return load_file(folder / TENSORS), manifest["facts"]
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        number = manifest.get("format") if isinstance(manifest, dict) else None
+        raise CheckpointError(f"{folder / MANIFEST}: format {number!r}; this version reads format 1")
+    expected, facts = str(manifest.get("sha256")), manifest.get("facts")
+    if not isinstance(facts, dict) or manifest.get("facts_hash", content_hash(facts)) != content_hash(facts):
+        raise CheckpointError(f"{folder / MANIFEST}: damaged (its facts do not fit their checksum)")
+    if found != expected:
+        raise CheckpointError(f"{folder / TENSORS}: damaged (checksum {found[:12]}, expected {expected[:12]})")
+    try:
+        return load_file(folder / TENSORS), facts
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / TENSORS}: not a safetensors file ({error})") from None
 
 
 def save_generation(folder: Path, number: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

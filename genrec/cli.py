@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from genrec.config import ConfigError, RunConfig, load_config, parse_overrides, recipe_names
-from genrec.strict_yaml import YamlError
+from genrec.config import ConfigError, RunConfig, load_config, nearest, parse_overrides, recipe_names
+from genrec.errors import InputError
 
 if TYPE_CHECKING:
     from genrec.data.interactions import Split
@@ -29,19 +29,15 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ConfigError, YamlError) as error:
-            fail(str(error))
-        except (FileNotFoundError, ValueError, KeyError) as error:
+        except InputError as error:
             if ctx.params.get("debug"):
                 raise
-            fail(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error))
+            fail(str(error))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from genrec.config import nearest
-
             raise click.UsageError(error.format_message().rstrip(".") + nearest(args[0], self.commands)) from None
 
 

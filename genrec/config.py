@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from genrec.errors import InputError
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml, parse_scalar
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -23,7 +24,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """Faults in a config, one line each: where, key, value, rule, nearest right thing."""
 
     def __init__(self, faults: Sequence[str]):

@@ -27,6 +27,7 @@ from genrec.data.interactions import Interactions
 from genrec.data.sequential import load_sequential
 from genrec.data.synthetic import make_synthetic
 from genrec.data.text import embed_items
+from genrec.errors import InputError
 from genrec.models.rkmeans import RkMeans
 from genrec.models.rqvae import RqVae
 from genrec.models.tiger import Tiger
@@ -118,7 +119,9 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
     keys = stage_keys(config)
     if argument["stage"] == "tokenizer":
         vectors_NE = open_embeddings(store, keys)
-        tokenizer = train_tokenizer(config.tokenizer, vectors_NE, report=_log_row, folder=folder / "checkpoints")
+        tokenizer = train_tokenizer(
+            config.tokenizer, vectors_NE, report=_log_tenth(config), folder=folder / "checkpoints"
+        )
         facts = {"tokenizer": config.tokenizer.model_dump(mode="json"), "input_dim": vectors_NE.shape[1]}
         _save_on_first_rank(folder / "model", tokenizer, facts)
         return
@@ -243,7 +246,7 @@ def _tokenizer_identity(config: RunConfig) -> dict[str, Any]:
 
 def _content(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
     stat = path.stat()
     return _content_of(path, stat.st_size, stat.st_mtime_ns)
 
@@ -255,6 +258,12 @@ def _content_of(path: Path, size: int, modified: int) -> str:
 
 def _no_report(row: dict[str, Any]) -> None:
     """For stages whose epochs nobody steers by."""
+
+
+def _log_tenth(config: RunConfig) -> Report:
+    """Ten lines for the hundreds of short epochs of a tokenizer."""
+    every = max(1, config.tokenizer.rqvae.epochs // 10)
+    return lambda row: _log_row(row) if row["epoch"] % every == 0 else None
 
 
 def _log_row(row: dict[str, Any]) -> None:

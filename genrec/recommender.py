@@ -18,6 +18,7 @@ from genrec.artifacts import ArtifactStore
 from genrec.checkpoint import flush
 from genrec.config import RunConfig, nearest, validate_config
 from genrec.decoding import beam_search
+from genrec.errors import InputError
 from genrec.models.tiger import Tiger
 from genrec.pipeline import open_interactions, open_tiger, pick_device, stage_keys
 from genrec.trie import Trie
@@ -70,19 +71,19 @@ class Recommender:
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool | None = None
     ) -> list[list[Recommendation]]:
-        """The `k` best items for each history of item ids, oldest first. Unknown ids raise `KeyError` with the nearest.
+        """The `k` best items for each history of item ids, oldest first. An unknown id raises `InputError`.
 
         Items of the history are left out when `exclude_seen`; by default as the model was evaluated.
         """
         if not 0 < k <= len(self.ids):
-            raise ValueError(f"k must be from 1 to the {len(self.ids)} items of the catalogue, got {k}")
+            raise InputError(f"k must be from 1 to the {len(self.ids)} items of the catalogue, got {k}")
         exclude = self.config.evaluation.seen == "exclude" if exclude_seen is None else exclude_seen
         return [self._one(history, k, exclude) for history in histories]
 
     def _one(self, history: Sequence[str], k: int, exclude: bool) -> list[Recommendation]:
         numbers = [self._number(item) for item in history]
         if not numbers:
-            raise ValueError("an empty history; expected at least one item id")
+            raise InputError("an empty history; expected at least one item id")
         recent = numbers[-self.config.tiger.max_seq_len :]
         history_BI = torch.tensor([recent], device=self.model.codes_NC.device)
         exclude_BX = torch.tensor([numbers], device=history_BI.device) if exclude else None
@@ -92,5 +93,5 @@ class Recommender:
 
     def _number(self, item: str) -> int:
         if item not in self.index:
-            raise KeyError(f"item {item!r} is not in the catalogue of {len(self.ids)} items{nearest(item, self.ids)}")
+            raise InputError(f"item {item!r} is not in the catalogue of {len(self.ids)} items{nearest(item, self.ids)}")
         return self.index[item]

@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
+from genrec.errors import InputError
+
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
 MAX_ALIASES = 100
 MAX_VALUES = 100_000
 
 
-class YamlError(ValueError):
+class YamlError(InputError):
     """A YAML file that cannot be read; the message names file, line and rule."""
 
 
@@ -129,9 +131,10 @@ def _check_events(text: str, source: str) -> None:
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
-        at = f"{source}:{event.start_mark.line + 1}"
-        if getattr(event, "tag", None) is not None:
-            raise YamlError(f"{at}: tag {event.tag!r}; values are written without tags")
+        at = f"{source}:{event.start_mark.line + 1}" if event.start_mark else source
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise YamlError(f"{at}: tag {tag!r}; values are written without tags")
         if depth > MAX_DEPTH:
             raise YamlError(f"{at}: nested more than {MAX_DEPTH} levels deep")
         if aliases > MAX_ALIASES:

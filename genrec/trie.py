@@ -64,7 +64,14 @@ class Trie:
     def to(self, device: torch.device | str) -> Trie:
         """Move all tensors; returns self."""
         self.item_N = self.item_N.to(device)
-        self.levels = [Level(*(t.to(device) if isinstance(t, Tensor) else t for t in level)) for level in self.levels]
+        self.levels = [
+            level._replace(
+                code_G=level.code_G.to(device),
+                first_item_G=level.first_item_G.to(device),
+                child_start_G=level.child_start_G.to(device),
+            )
+            for level in self.levels
+        ]
         return self
 
     def children(self, level: int, parent_P: Tensor | None, shape: tuple[int, ...] = ()) -> Children:

@@ -21,6 +21,8 @@ from ray._private.ray_logging import stdout_deduplicator
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from genrec.errors import InputError
+
 PROBE_SECONDS = 5.0
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
@@ -94,10 +96,10 @@ def _probe(address: str) -> None:
     if address == "auto":
         return
     if "://" in address:
-        raise ValueError(f"Ray address {address!r}: give host:port of the cluster's head (6379 is the usual port)")
+        raise InputError(f"Ray address {address!r}: give host:port of the cluster's head (6379 is the usual port)")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"Ray address {address!r}: expected host:port, auto or local")
+        raise InputError(f"Ray address {address!r}: expected host:port, auto or local")
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
@@ -107,14 +109,14 @@ def _probe(address: str) -> None:
 def trials_at_once(resources: Resources) -> int:
     """How many trials the cluster can run side by side, 1 or more.
 
-    Raises ValueError, naming have and need, when not even one fits.
+    Raises InputError, naming have and need, when not even one fits.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     workers = sum(_fits(node, need) for node in nodes)
     if workers < resources.workers:
         have = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
-        raise ValueError(f"a trial needs {resources}, the cluster has {len(nodes)} node(s): {have}")
+        raise InputError(f"a trial needs {resources}, the cluster has {len(nodes)} node(s): {have}")
     return workers // resources.workers
 
 

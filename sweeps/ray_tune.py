@@ -535,13 +535,14 @@ class _TrialProcess(FunctionTrainable):
     unwound, so that it can release what it holds.
     """
 
-    function: ClassVar[TrialFunction]
+    function: ClassVar[Any]  # a TrialFunction; as such mypy would bind it to self
     settings: ClassVar[_Settings]
 
     def _trainable_func(self, config: dict[str, Any]) -> None:
         task = json.loads(config["task"])
         session = get_session()
-        final = _run_task(self.function, self.settings, task, session.stop_event.is_set)
+        function = type(self).function
+        final = _run_task(function, self.settings, task, session.stop_event.is_set)
         session.report({FINAL: json.dumps(final, default=_plain)})
         session.report({tune.result.RESULT_DUPLICATE: True})  # how Tune learns that a function has returned
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.errors import InputError
 from genrec.models.tiger import Window
 
 
@@ -79,7 +80,7 @@ class WindowBatches:
     ):
         spans = (causal_spans if causal else single_spans)(offsets, max_items)
         if not len(spans.start):
-            raise ValueError("no training targets: every user has fewer than two training items")
+            raise InputError("no training targets: every user has fewer than two training items")
         self.batch_size, self.seed = batch_size, seed
         self.groups = list(_groups(spans, items, device))
         self.num_targets = int((spans.length - spans.first_target).sum())

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from genrec.errors import InputError
+
 Split = Literal["train", "validation", "test"]
 MIN_LENGTH = 3
 "items a user needs: one to train on, one to validate, one to test"
@@ -28,7 +30,7 @@ _WITHHELD = {"validation": 2, "test": 1}
 _ARRAYS_FILE, _ITEMS_FILE, _USERS_FILE = "interactions.npz", "items.jsonl", "users.json"
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be used; the message names file and line (or row), value and rule."""
 
 

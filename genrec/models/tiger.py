@@ -26,6 +26,7 @@ from genrec.config import TigerConfig
 from genrec.modules.embeddings import SemIdEmbedding
 from genrec.modules.transformer import DecoderLayer, EncoderLayer, KeyValue
 
+
 class Window(NamedTuple):
     """Equally long runs of items: every position from `first_target` on is a target, its history what stands before."""
 

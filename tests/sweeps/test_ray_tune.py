@@ -55,8 +55,8 @@ class Records:
 
 
 def run(records: Records, function: TrialFunction, folder: Path, **options: Any) -> Records:
-    given = {"name": "toy", "metric": "score", "mode": "max", "max_epochs": 3, "on_event": records.on_event}
-    run_queue(records, function, folder=folder, **(given | options))
+    given = {"name": "toy", "metric": "score", "mode": "max", "max_epochs": 3, "max_concurrent": 1}
+    run_queue(records, function, folder=folder, **(given | {"on_event": records.on_event} | options))
     return records
 
 
@@ -83,7 +83,8 @@ def counts(epochs: int = 3, seconds: float = 0.0) -> TrialFunction:
 def test_every_task_is_reported_and_completed(
     ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    records = run(Records([{"score": 0.5}, {"score": 0.25}, {"score": 0.125}]), counts(), tmp_path)
+    payloads = [{"score": 0.5}, {"score": 0.25}, {"score": 0.125}]
+    records = run(Records(payloads), counts(), tmp_path, max_concurrent=2)
     assert set(records.finished) == {"trial-1", "trial-2", "trial-3"}
     status, result = records.finished["trial-2"]
     assert status == "completed"
@@ -138,7 +139,7 @@ def test_stopped_task_releases_what_it_holds_and_its_process_goes_on(ray_cluster
 
     history = {f"old-{i}": [(1, 0.5), (2, 0.5), (3, 0.5)] for i in range(3)}
     payloads = [{"score": 0.1, "released": str(released)}, {"score": 0.9, "released": str(released)}]
-    records = run(Records(payloads), trial, tmp_path, scheduler=Asha(grace_epochs=2), history=history, max_concurrent=1)
+    records = run(Records(payloads), trial, tmp_path, scheduler=Asha(grace_epochs=2), history=history)
     (status, first), (second_status, second) = records.finished["trial-1"], records.finished["trial-2"]
     assert (status, first["reason"]) == ("stopped", "stopped by the scheduler at epoch 2")
     assert second_status == "completed"
@@ -226,8 +227,8 @@ def untidy_training() -> TrialFunction:
 
 def test_second_trial_in_a_warm_process_equals_the_first_in_a_new_one(ray_cluster: None, tmp_path: Path) -> None:
     first, second = {"seed": 1}, {"seed": 2}
-    warm = run(Records([first, second]), untidy_training(), tmp_path / "a", max_concurrent=1)
-    fresh = run(Records([second]), untidy_training(), tmp_path / "b", max_concurrent=1)
+    warm = run(Records([first, second]), untidy_training(), tmp_path / "a")
+    fresh = run(Records([second]), untidy_training(), tmp_path / "b")
     in_warm, in_fresh = dict(warm.finished["trial-2"][1]), dict(fresh.finished["trial-1"][1])
     assert in_warm["pid"] == warm.finished["trial-1"][1]["pid"] != in_fresh["pid"]
     for result in (in_warm, in_fresh):
@@ -258,7 +259,7 @@ def test_signal_ends_the_queue_within_seconds(ray_cluster: None, tmp_path: Path,
 
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted) as caught:
-        run(records, counts(seconds=0.2), tmp_path, on_event=on_event, max_concurrent=1)
+        run(records, counts(seconds=0.2), tmp_path, on_event=on_event)
     assert caught.value.signum == signum
     assert time.monotonic() - sent[0] < 12
     assert not records.finished
@@ -400,7 +401,7 @@ def test_group_that_is_interrupted_leaves_nothing(nothing_left: Callable[[], Non
             stopped_at.append(time.monotonic())
         return bool(stopped_at)
 
-    run(records, in_a_group(1000), tmp_path, resources=GROUP, should_stop=should_stop, max_concurrent=1)
+    run(records, in_a_group(1000), tmp_path, resources=GROUP, should_stop=should_stop)
     assert time.monotonic() - stopped_at[0] < 15
     assert not records.finished
     nothing_left()

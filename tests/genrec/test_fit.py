@@ -1,0 +1,398 @@
+"""The training loop: equal seeds give equal bits, and a killed run ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from genrec.checkpoint import generations, load_checkpoint
+from genrec.config import TigerConfig
+from genrec.data.batches import WindowBatches
+from genrec.models.tiger import Tiger, Window
+from genrec.modules.optimizers import build_optimizers, optimizer_tensors, rate_factor, restore_optimizers
+from genrec.trainers.fit import FitSettings, Fitted, NonFiniteLoss, fit
+
+EPOCHS = 4
+
+
+class Stopped(Exception):
+    """A run that ends before its time."""
+
+
+def make_model(seed: int = 0, **settings: Any) -> Tiger:
+    base = {"embedding_dim": 8, "attn_dim": 8, "num_heads": 2, "feedforward_dim": 16, "n_layers": 2, "max_seq_len": 5}
+    codes = torch.stack(torch.unravel_index(torch.arange(20), (4, 5)), dim=1)
+    torch.manual_seed(seed)
+    return Tiger(TigerConfig(**(base | {"dropout": 0.2} | settings)), codes, (4, 5))
+
+
+def make_batches(seed: int = 0) -> WindowBatches:
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 10, 30))])
+    items = rng.integers(0, 20, offsets[-1])
+    return WindowBatches(offsets, items, causal=True, max_items=5, batch_size=16, seed=seed)
+
+
+def make_settings(**settings: Any) -> FitSettings:
+    base = {"epochs": EPOCHS, "learning_rate": 1e-2, "weight_decay": 0.1, "seed": 0, "checkpoint_interval": 0.0}
+    return FitSettings(**(base | {"schedule": "cosine", "warmup_steps": 3, "clip_norm": 1.0} | settings))
+
+
+def train(
+    model: Tiger | None = None,
+    folder: Path | None = None,
+    report: Callable[[dict], None] | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    loss_of: Callable[[Window], torch.Tensor] | None = None,
+    **settings: Any,
+) -> tuple[Tiger, Fitted]:
+    model = model or make_model()
+    fitted = fit(
+        model,
+        loss_of or (lambda window: model.loss(window, 0.1)),
+        make_batches(),
+        make_settings(**settings),
+        validate=validate,
+        report=report,
+        folder=folder,
+    )
+    return model, fitted
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "targets_per_second"} for row in rows]
+
+
+def digest(tensors: dict[str, torch.Tensor], rows: list[dict[str, Any]]) -> str:
+    """Bits of all tensors and of all metric rows but the speed."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].detach().numpy().tobytes())
+    for row in without_time(rows):
+        for name, value in sorted(row.items()):
+            found.update(f"{name}={float(value).hex()}".encode())
+    return found.hexdigest()
+
+
+def final_digest(folder: Path) -> str:
+    """Of the last checkpoint: parameters, best weights, optimizer state, rows."""
+    tensors, facts = load_checkpoint(generations(folder)[-1])
+    assert any(name.startswith("optimizer:") for name in tensors)
+    assert facts["epoch"] == EPOCHS
+    return digest(tensors, facts["rows"])
+
+
+def stop_after(epoch: int) -> Callable[[dict], None]:
+    def report(row: dict[str, Any]) -> None:
+        if row["epoch"] == epoch:
+            raise Stopped
+
+    return report
+
+
+def dying_loss(model: Tiger, calls: int, die: Callable[[], None]) -> Callable[[Window], torch.Tensor]:
+    """The loss, which dies at the given call."""
+    counter = itertools.count(1)
+
+    def loss_of(window: Window) -> torch.Tensor:
+        if next(counter) == calls:
+            die()
+        return model.loss(window, 0.1)
+
+    return loss_of
+
+
+def stop() -> None:
+    raise Stopped
+
+
+# ---------------------------------------------------------------- exactness
+
+
+def test_equal_seeds_give_equal_bits():
+    one, two = train(), train()
+    assert digest(one[0].state_dict(), one[1].rows) == digest(two[0].state_dict(), two[1].rows)
+    other = train(seed=1)
+    assert digest(one[0].state_dict(), one[1].rows) != digest(other[0].state_dict(), other[1].rows)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(optimizer, tmp_path):
+    _, whole = train(folder=tmp_path / "whole", optimizer=optimizer)
+    with pytest.raises(Stopped):
+        train(folder=tmp_path / "cut", optimizer=optimizer, report=stop_after(2))
+    told: list[dict] = []
+    model, fitted = train(make_model(seed=9), folder=tmp_path / "cut", optimizer=optimizer, report=told.append)
+    assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
+    assert without_time(fitted.rows) == without_time(whole.rows)
+    assert told == fitted.rows  # the rows from before the stop are told again, once each
+    assert digest(fitted.best_weights, []) == digest(whole.best_weights, [])
+
+
+@pytest.mark.parametrize("calls", [1, 5, 17, 30])
+def test_a_run_stopped_inside_an_epoch_continues_from_the_one_before(calls, tmp_path):
+    train(folder=tmp_path / "whole")
+    model = make_model()
+    with pytest.raises(Stopped):
+        train(model, folder=tmp_path / "cut", loss_of=dying_loss(model, calls, stop))
+    train(folder=tmp_path / "cut")
+    assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
+
+
+def test_a_run_killed_by_the_kernel_ends_with_the_bits_of_one_that_was_not(tmp_path):
+    train(folder=tmp_path / "whole")
+    ended = subprocess.run([sys.executable, __file__, "killed", str(tmp_path / "cut")], timeout=100)
+    assert ended.returncode == -signal.SIGKILL
+    reached = load_checkpoint(generations(tmp_path / "cut")[-1])[1]["epoch"]
+    assert 0 < reached < EPOCHS
+    train(folder=tmp_path / "cut")
+    assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(tmp_path, caplog):
+    train(folder=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(folder=tmp_path / "cut", report=stop_after(3))
+    (generations(tmp_path / "cut")[-1] / "tensors.safetensors").write_bytes(b"half")
+    with caplog.at_level(logging.WARNING):
+        train(folder=tmp_path / "cut")
+    assert "damaged" in caplog.text
+    assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    _, first = train(folder=tmp_path)
+
+    def no_more(window: Window) -> torch.Tensor:
+        raise AssertionError
+
+    model, second = train(make_model(seed=9), folder=tmp_path, loss_of=no_more)
+    assert second.rows == first.rows
+    assert digest(model.state_dict(), second.rows) == final_weights_digest(tmp_path, second.rows)
+
+
+def final_weights_digest(folder: Path, rows: list[dict]) -> str:
+    tensors, _ = load_checkpoint(generations(folder)[-1])
+    return digest({name.removeprefix("model:"): t for name, t in tensors.items() if name.startswith("model:")}, rows)
+
+
+def test_another_number_of_threads_is_told(tmp_path, caplog):
+    with pytest.raises(Stopped):
+        train(folder=tmp_path, report=stop_after(1))
+    torch.set_num_threads(2)
+    try:
+        with caplog.at_level(logging.WARNING):
+            train(folder=tmp_path)
+    finally:
+        torch.set_num_threads(1)
+    assert "not bit-exact: threads 1 -> 2" in caplog.text
+
+
+def test_checkpoints_wait_for_their_interval_but_for_the_last(tmp_path):
+    train(folder=tmp_path, checkpoint_interval=1000.0)
+    assert [path.name for path in generations(tmp_path)] == [f"{EPOCHS:08d}"]
+
+
+# --------------------------------------------------------------- validation
+
+
+def random_validation() -> dict[str, float]:
+    return {"ndcg@5": float(torch.rand(()))}
+
+
+def test_validation_does_not_move_training():
+    often, _ = train(validate=random_validation, eval_every=1, monitor="ndcg@5")
+    seldom, fitted = train(validate=random_validation, eval_every=4, monitor="ndcg@5")
+    never, _ = train()
+    assert digest(often.state_dict(), []) == digest(seldom.state_dict(), []) == digest(never.state_dict(), [])
+    assert ["ndcg@5" in row for row in fitted.rows] == [False, False, False, True]
+
+
+def test_the_last_epoch_is_always_validated():
+    _, fitted = train(validate=random_validation, eval_every=3, monitor="ndcg@5")
+    assert [row["epoch"] for row in fitted.rows if "ndcg@5" in row] == [3, 4]
+
+
+def scripted(values: list[float], name: str) -> Callable[[], dict[str, float]]:
+    remaining = iter(values)
+    return lambda: {name: next(remaining)}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best"),
+    [
+        ("ndcg@5", [0.1, 0.5, 0.3, 0.5], 2),  # of equals the first
+        ("ndcg@5", [0.1, 0.2, 0.3, 0.4], 4),
+        ("ndcg@5", [0.0, 0.0, 0.0, 0.0], 1),
+        ("val_loss", [3.0, 2.0, 1.0, 2.0], 3),
+    ],
+)
+def test_the_weights_of_the_best_epoch_are_kept(name, values, best):
+    model, weights = make_model(), {}
+
+    def report(row: dict[str, Any]) -> None:
+        weights[row["epoch"]] = digest(model.state_dict(), [])
+
+    _, fitted = train(model, validate=scripted(values, name), report=report, monitor=name)
+    assert fitted.best["epoch"] == best
+    assert fitted.best[name] == values[best - 1]
+    assert digest(fitted.best_weights, []) == weights[best]
+    assert digest(model.state_dict(), []) == weights[EPOCHS]
+
+
+def test_without_validation_the_training_loss_decides():
+    _, fitted = train()
+    assert fitted.best["loss"] == min(row["loss"] for row in fitted.rows)
+
+
+def test_the_loss_of_an_epoch_is_a_mean_over_targets():
+    model = make_model(dropout=0.0)
+    _, fitted = train(model, learning_rate=1e-12, weight_decay=0.0, epochs=1)
+    fresh = make_model(dropout=0.0)
+    batches = make_batches()
+    with torch.no_grad():
+        total = sum(fresh.loss(w, 0.1).item() for step in batches.steps(1) for w in step.batches)
+    assert fitted.rows[0]["loss"] == pytest.approx(total / batches.num_targets, rel=1e-5)
+
+
+def test_training_learns():
+    _, fitted = train(make_model(dropout=0.0), epochs=20)
+    assert fitted.rows[-1]["loss"] < 0.8 * fitted.rows[0]["loss"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_no_checkpoint(value, tmp_path):
+    model, counter = make_model(), itertools.count(1)
+
+    def loss_of(window: Window) -> torch.Tensor:
+        return model.loss(window, 0.1) * (value if next(counter) > 30 else 1.0)
+
+    with pytest.raises(NonFiniteLoss, match=r"the loss is (nan|inf) in epoch \d"):
+        train(model, folder=tmp_path, loss_of=loss_of)
+    tensors, _ = load_checkpoint(generations(tmp_path)[-1])
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+# -------------------------------------------------------------- two workers
+
+
+def test_two_workers_take_the_steps_of_one(tmp_path):
+    workers = [subprocess.Popen([sys.executable, __file__, "rank", str(tmp_path), str(rank)]) for rank in range(2)]
+    assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    model, fitted = train(make_model(dropout=0.0).double())
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-6, atol=1e-8)
+    _, facts = load_checkpoint(generations(tmp_path / "checkpoints")[-1])
+    assert [row["loss"] for row in facts["rows"]] == pytest.approx([row["loss"] for row in fitted.rows], rel=1e-8)
+    assert facts["world"] == 2
+
+
+# --------------------------------------------------- optimizers and schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "schedule", "factor"),
+    [
+        (0, 1000, 10, "constant", 0.1),
+        (4, 1000, 10, "constant", 0.5),
+        (9, 1000, 10, "constant", 1.0),
+        (500, 1000, 10, "constant", 1.0),
+        (0, 1000, 0, "constant", 1.0),
+        (0, 1000, 0, "cosine", 1.0),
+        (500, 1000, 0, "cosine", 0.5),
+        (250, 1000, 0, "cosine", 0.5 * (1 + math.cos(math.pi / 4))),
+        (1000, 1000, 0, "cosine", 0.0),
+        (1200, 1000, 0, "cosine", 0.0),  # a later epoch may have a few steps more than the first
+        (10, 110, 10, "cosine", 1.0),
+        (60, 110, 10, "cosine", 0.5),
+        (0, 50, 100, "constant", 0.2),  # a warm-up of 100 is cut to a tenth of the run
+        (5, 50, 100, "constant", 1.0),
+        (0, 1, 100, "cosine", 1.0),
+    ],
+)
+def test_the_rate_follows_the_schedule(step, total, warmup, schedule, factor):
+    assert rate_factor(step, total, warmup, schedule) == pytest.approx(factor)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = make_model()
+    adamw, muon = build_optimizers(model, "muon", 1e-3, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def of(group: dict[str, Any]) -> set[str]:
+        return {names[id(parameter)] for parameter in group["params"]}
+
+    matrices, decayed, plain = of(muon.param_groups[0]), of(adamw.param_groups[0]), of(adamw.param_groups[1])
+    assert matrices | decayed | plain == set(names.values())
+    assert all(name.startswith(("encoder.", "decoder.")) for name in matrices)
+    assert "item_embedding.table.weight" in decayed
+    assert {"start", "encoder_norm.weight"} <= plain
+    assert adamw.param_groups[1]["weight_decay"] == 0.0
+    assert len(build_optimizers(model, "adamw", 1e-3, 0.1)) == 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_state_of_optimizers_goes_there_and_back(kind):
+    def step(model: Tiger, optimizers: list[torch.optim.Optimizer]) -> None:
+        model(Window(torch.arange(12).view(2, 6), 1)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model = make_model(dropout=0.0)
+    optimizers = build_optimizers(model, kind, 1e-2, 0.1)
+    for _ in range(3):
+        step(model, optimizers)
+    twin = make_model(seed=5, dropout=0.0)
+    twin.load_state_dict(model.state_dict())
+    restored = build_optimizers(twin, kind, 1e-2, 0.1)
+    kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizers).items()}
+    restore_optimizers(restored, kept)
+    assert digest(optimizer_tensors(restored), []) == digest(kept, [])
+    step(model, optimizers)
+    step(twin, restored)
+    assert digest(twin.state_dict(), []) == digest(model.state_dict(), [])
+
+
+# ---------------------------------------------------------- other processes
+
+
+def killed_run(folder: Path) -> None:
+    """Dies by SIGKILL in the middle of its third epoch."""
+    model = make_model()
+    in_epoch = sum(len(step.batches) for epoch in (1, 2) for step in make_batches().steps(epoch))
+    die = dying_loss(model, in_epoch + 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train(model, folder=folder, loss_of=die)
+
+
+def one_rank(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    # The second rank starts from other weights: it must take those of the first.
+    model, _ = train(make_model(seed=rank, dropout=0.0).double(), folder=folder / "checkpoints")
+    save_file(model.state_dict(), folder / f"{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "killed":
+        killed_run(Path(sys.argv[2]))
+    else:
+        one_rank(Path(sys.argv[2]), int(sys.argv[3]))
