@@ -118,6 +118,8 @@ def _reduce(sums: MetricSums, ks: list[int]) -> MetricSums:
     if not dist.is_initialized():
         return sums
     names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in ks]
-    flat = torch.tensor([sums.sums.get(name, 0.0) for name in names] + [sums.count], dtype=torch.float64)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL cannot add up numbers on the CPU
+    values = [sums.sums.get(name, 0.0) for name in names] + [sums.count]
+    flat = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(flat)
     return MetricSums(dict(zip(names, flat[:-1].tolist(), strict=True)), int(flat[-1]))

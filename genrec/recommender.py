@@ -87,7 +87,9 @@ class Recommender:
         recent = numbers[-self.config.tiger.max_seq_len :]
         history_BI = torch.tensor([recent], device=self.model.codes_NC.device)
         exclude_BX = torch.tensor([numbers], device=history_BI.device) if exclude else None
-        beams = beam_search(self.model, self.trie, history_BI, max(k, MIN_BEAM), exclude_BX)
+        # Items left out take places in the beam: make room for them, so that k others remain.
+        beam = max(k, MIN_BEAM) + (len(set(numbers)) if exclude else 0)
+        beams = beam_search(self.model, self.trie, history_BI, beam, exclude_BX)
         pairs = zip(beams.item_BW[0, :k].tolist(), beams.score_BW[0, :k].tolist(), strict=True)
         return [Recommendation(self.ids[item], self.titles[item], score) for item, score in pairs if item >= 0]
 

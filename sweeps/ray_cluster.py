@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from genrec.errors import InputError
 
 PROBE_SECONDS = 5.0
+START_TRIES = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
 
@@ -71,24 +72,38 @@ def start_ray(
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     stdout_deduplicator.skip_re = re.compile("A worker died or was killed")  # printed in any case; the trial says it
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        _start_local(num_cpus, num_gpus, dashboard)
     else:
         _probe(address)
-        ray.init(address=address, **quiet)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(num_cpus: int | None, num_gpus: int | None, dashboard: bool) -> None:
+    """Try again when Ray gives up on its own helpers, which get 15 s to start: too little on a busy machine."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not tries_left:
+                raise RuntimeError(f"Ray did not start in {START_TRIES} tries: is this machine overloaded?") from error
 
 
 def _probe(address: str) -> None:

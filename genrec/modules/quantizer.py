@@ -58,14 +58,18 @@ def residual_kmeans(x_BD: Tensor, num_codes: int, num_levels: int, generator: to
 
 def _spread_start(x_BD: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007): each next centre drawn by squared distance to the nearest one."""
-    first = int(torch.randint(x_BD.shape[0], (1,), generator=generator))
-    chosen = [first]
-    distance_B = (x_BD - x_BD[first]).square().sum(1)
+    square_B = x_BD.square().sum(1)
+
+    def distance_to(index: int) -> Tensor:
+        """Squared distances by one product, not by a difference of whole arrays; rounding may leave one below zero."""
+        return (square_B - 2 * (x_BD @ x_BD[index]) + square_B[index]).clamp(min=0)
+
+    chosen = [int(torch.randint(x_BD.shape[0], (1,), generator=generator))]
+    distance_B = distance_to(chosen[0])
     for _ in range(num_codes - 1):
         weights = distance_B if bool(distance_B.sum() > 0) else torch.ones_like(distance_B)
-        index = int(torch.multinomial(weights, 1, generator=generator))
-        chosen.append(index)
-        distance_B = torch.minimum(distance_B, (x_BD - x_BD[index]).square().sum(1))
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        distance_B = torch.minimum(distance_B, distance_to(chosen[-1]))
     return x_BD[chosen].clone()
 
 

@@ -229,6 +229,7 @@ def _sum_gradients(model: nn.Module) -> None:
 def _reduce(value: float) -> float:
     if _ranks()[1] == 1:
         return value
-    tensor = torch.tensor(value, dtype=torch.float64)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL cannot add up numbers on the CPU
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return float(tensor)

