@@ -138,7 +138,7 @@ def _curves(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
     return {
         record.id: [(row["epoch"], row[metric]) for row in record.epochs if metric in row]
         for record in ledger.trials()
-        if record.duplicate_of is None and record.status != "running"
+        if record.duplicate_of is None
     }
 
 

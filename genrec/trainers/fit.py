@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from genrec.checkpoint import latest_generation, save_generation
 from genrec.data.batches import Step
+from genrec.errors import InputError
 from genrec.modules.optimizers import build_optimizers, optimizer_tensors, rate_factor, restore_optimizers
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(InputError, ArithmeticError):
     """The loss became NaN or infinite; the message names epoch and step."""
 
 

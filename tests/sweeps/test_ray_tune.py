@@ -120,6 +120,7 @@ def test_metric_that_is_not_a_number_fails_the_task(ray_cluster: None, tmp_path:
     assert records.epochs("trial-1") == [1]
 
 
+@pytest.mark.slow
 def test_stopped_task_releases_what_it_holds_and_its_process_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     released = tmp_path / "released"
 
@@ -166,6 +167,7 @@ def killed_in_epoch_two() -> TrialFunction:
     return trial
 
 
+@pytest.mark.slow
 def test_killed_process_is_replaced_and_the_same_task_continues(ray_cluster: None, tmp_path: Path) -> None:
     payload = {"done": str(tmp_path / "done"), "always": False}
     records = run(Records([payload]), killed_in_epoch_two(), tmp_path, scheduler=Asha(), max_failures=1)
@@ -174,6 +176,7 @@ def test_killed_process_is_replaced_and_the_same_task_continues(ray_cluster: Non
     assert [data["attempt"] for event, _, data in records.events if event == "started"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_process_that_dies_too_often_fails_the_task(
     ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +228,7 @@ def untidy_training() -> TrialFunction:
     return trial
 
 
+@pytest.mark.slow
 def test_second_trial_in_a_warm_process_equals_the_first_in_a_new_one(ray_cluster: None, tmp_path: Path) -> None:
     first, second = {"seed": 1}, {"seed": 2}
     warm = run(Records([first, second]), untidy_training(), tmp_path / "a")
