@@ -20,10 +20,10 @@ import pytest
 from sweeps.ledger import Ledger
 
 SPEC = Path(__file__).with_name("tiny.yaml")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def command(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def command(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`sweeps` or `genrec` with these words; its output as text."""
     program, *rest = words
     return subprocess.run(
@@ -134,7 +134,7 @@ def start(storage: Path) -> subprocess.Popen[bytes]:
 
 def wait_for_trials(storage: Path, driver: subprocess.Popen[bytes], count: int) -> None:
     """Until `count` trials have ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and driver.poll() is None:
         if (storage / "tiny" / "ledger.journal").is_file():
             ended = [t for t in Ledger.read(storage / "tiny").trials() if t.status == "completed"]
@@ -194,7 +194,7 @@ def test_a_trial_with_two_workers_gives_the_numbers_of_one_worker(undisturbed: P
     for workers in (1, 2):
         spec.write_text(f"{text}\nresources: {{workers: {workers}}}\n")
         name = f"w{workers}"
-        done = command("sweeps", "run", str(spec), "--name", name, "--storage", str(tmp_path / name), timeout=280)
+        done = command("sweeps", "run", str(spec), "--name", name, "--storage", str(tmp_path / name), timeout=300)
         assert done.returncode == 0, done.stderr
         values[workers] = [row["loss"] for row in Ledger.read(tmp_path / name / name).trials()[0].epochs]
     assert len(values[1]) == 3
