@@ -65,7 +65,9 @@ class Straightforward(nn.Module):
         self.table = nn.Embedding(vocabulary, WIDTH, padding_idx=0)
         self.position = nn.Embedding(MAX_ITEMS * LEVELS, WIDTH)
         block: dict[str, Any] = {"dim_feedforward": FEEDFORWARD, "batch_first": True, "norm_first": True}
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, **block), LAYERS // 2)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(WIDTH, HEADS, **block), LAYERS // 2, enable_nested_tensor=False
+        )
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, HEADS, **block), LAYERS // 2)
         self.head = nn.Linear(WIDTH, vocabulary)
 
