@@ -102,7 +102,10 @@ def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder
         make_dataset(config).save(folder)
     elif stage == "embeddings":
         interactions = open_interactions(store, keys)
-        np.save(folder / "embeddings.npy", embed_items(interactions.catalogue, config.embeddings, config.dataset.path))
+        np.save(
+            folder / "embeddings.npy",
+            embed_items(interactions.catalogue, config.embeddings, config.dataset.dataset_folder),
+        )
     elif stage == "semantic_ids":
         _save_ids(folder, assign_ids(_codes(store, keys, config), config.tokenizer.num_item_embeddings))
     elif stage == "tokenizer" and config.tokenizer.kind == "rkmeans":
@@ -148,7 +151,7 @@ def make_dataset(config: RunConfig) -> Interactions:
     """Read or generate the interactions that `config.dataset` names."""
     if config.dataset.source == "synthetic":
         return make_synthetic(config.dataset.synthetic)
-    return load_sequential(Path(str(config.dataset.path)))
+    return load_sequential(Path(str(config.dataset.dataset_folder)))
 
 
 # -------------------------------------------------------------------- opening
@@ -227,13 +230,13 @@ def _key(stage: Stage, settings: dict[str, Any], *inputs: str) -> str:
 def _dataset_identity(config: RunConfig) -> dict[str, Any]:
     if config.dataset.source == "synthetic":
         return {"synthetic": config.dataset.synthetic.model_dump(mode="json")}
-    folder = Path(str(config.dataset.path))
+    folder = Path(str(config.dataset.dataset_folder))
     return {name: _content(folder / name) for name in ("sequential_data.txt", "items.jsonl")}
 
 
 def _embeddings_identity(config: RunConfig) -> dict[str, Any]:
     if config.embeddings.encoder == "npy":
-        return {"npy": _content(Path(config.dataset.path or "") / str(config.embeddings.path))}
+        return {"npy": _content(Path(config.dataset.dataset_folder or "") / str(config.embeddings.path))}
     return {"lsa": config.embeddings.dim}
 
 

@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from genrec.config import (
     ConfigError,
-    PositiveInt,
     RunConfig,
     Section,
     config_keys,
@@ -26,6 +25,7 @@ from genrec.config import (
     validate_config,
     with_values,
 )
+from genrec.settings.base import PositiveInt
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
 from sweeps.space import Space, fault, parse_space, setting_value, show
 

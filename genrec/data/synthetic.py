@@ -20,9 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-from genrec.config import SyntheticConfig
 from genrec.data.interactions import Histories, Interactions, Items, Split, build_interactions
 from genrec.modules.metrics import MetricSums, ranking_metrics, ranks_in_lists, top_k_items
+from genrec.settings import SyntheticConfig
 
 SHORTEST = 5
 "items of the shortest sequence"

@@ -88,7 +88,7 @@ def write_files(folder: Path) -> RunConfig:
     np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32))
     return validate_config(
         {
-            "dataset": {"source": "sequential", "path": str(folder)},
+            "dataset": {"source": "sequential", "dataset_folder": str(folder)},
             "embeddings": {"encoder": "npy", "path": "vectors.npy"},
             "tokenizer": {"kind": "rkmeans", "num_item_embeddings": 3, "sem_id_dim": 2},
         }
