@@ -1,8 +1,13 @@
-"""Interactions: who consumed what, in order, and the catalogue it refers to; NumPy only.
+"""Interactions: who consumed what, when and in which order, and the catalogue it refers to; NumPy only.
 
-Users lie one after the other in flat arrays, oldest item first. The leave-one-out split is defined here and nowhere
-else: a user with items s_0..s_{n-1} trains on s_0..s_{n-3}, is validated on s_{n-2} and tested on s_{n-1}.
-Reading files of other makers is the loaders' business (`genrec.data.sequential`, ...).
+Users lie one after the other in flat arrays, oldest item first. Both splits are defined here and nowhere else:
+
+- leave-one-out: a user with items s_0..s_{n-1} trains on s_0..s_{n-3}, is validated on s_{n-2} and tested on s_{n-1};
+- temporal (`periods` is set): one moment for everybody. What lies before the validation period is trained on; the
+  target of a split is a user's first interaction in its period, its history is everything of that user before it.
+
+Reading files of other makers is the business of the sources (`genrec.data.sources`), dropping that of
+`genrec.data.filtering`.
 
 Shape letters: U users, N items of the catalogue, n interactions, B histories of a batch.
 """
@@ -13,20 +18,22 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from genrec.errors import InputError
 
 Split = Literal["train", "validation", "test"]
+Fit = Literal["train", "train+validation"]
 MIN_LENGTH = 3
 "items a user needs: one to train on, one to validate, one to test"
 
 _WITHHELD = {"validation": 2, "test": 1}
+_FIT_BEFORE: dict[Fit, Split] = {"train": "validation", "train+validation": "test"}
 _ARRAYS_FILE, _ITEMS_FILE, _USERS_FILE = "interactions.npz", "items.jsonl", "users.json"
 
 
@@ -108,6 +115,13 @@ class Histories:
         return offsets, self.items[np.repeat(self.ends, counts) - 1 - ages], ages
 
 
+class Periods(NamedTuple):
+    """Where the last two periods of a temporal split begin, in seconds; each ends where the next begins."""
+
+    validation: int
+    test: int
+
+
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """All users' items in time order. Every user has at least `MIN_LENGTH` items: see `build_interactions`."""
@@ -119,12 +133,18 @@ class Interactions:
     items: np.ndarray
     "(n,) int32 internal item ids"
     catalogue: Items
-    dropped_users: int = 0
-    "users left out because they had fewer than `MIN_LENGTH` items"
+    timestamps: np.ndarray | None = None
+    "(n,) int64 seconds, never falling inside a user; None where the source knows only the order"
+    periods: Periods | None = None
+    "of the temporal split; None: leave-one-out"
+    dropped: dict[str, int] = field(default_factory=dict)
+    "what reading and filtering left out or merged, by reason"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", np.ascontiguousarray(self.offsets, dtype=np.int64))
         object.__setattr__(self, "items", np.ascontiguousarray(self.items, dtype=np.int32))
+        if self.timestamps is not None:
+            object.__setattr__(self, "timestamps", np.ascontiguousarray(self.timestamps, dtype=np.int64))
         _check_arrays(self)
 
     def __len__(self) -> int:
@@ -139,42 +159,68 @@ class Interactions:
         """All items of user `u`, those of validation and test included."""
         return self.items[self.offsets[u] : self.offsets[u + 1]]
 
-    def sequences(self, withheld: int) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets (U+1,) and items of all users without the last `withheld` (0, 1 or 2) items of each."""
-        keep = np.ones(len(self.items), dtype=bool)
-        for back in range(1, withheld + 1):
-            keep[self.offsets[1:] - back] = False
-        return self.offsets - withheld * np.arange(len(self.offsets)), self.items[keep]
-
     def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets (U+1,) int64 and items (n - 2U,) int32: what a model may be trained on."""
-        return self.sequences(withheld=2)
+        """Offsets (U+1,) int64 and items: what a model may be trained on. Temporally, users may have none."""
+        return self.fit_sequences("train")
+
+    def fit_sequences(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets (U+1,) int64 and items of the training split, or of training and validation together."""
+        if fit not in _FIT_BEFORE:
+            raise ValueError(f"fit must be one of {list(_FIT_BEFORE)}, got {fit!r}")
+        # What may be learnt from ends where the histories of the split that follows end.
+        ends = self.history_ends(_FIT_BEFORE[fit])
+        counts_U2 = np.stack([ends - self.offsets[:-1], self.offsets[1:] - ends], axis=1)
+        keep = np.repeat(np.tile([True, False], len(self)), counts_U2.ravel())
+        return np.concatenate([[0], np.cumsum(counts_U2[:, 0])]), self.items[keep]
 
     def history_ends(self, split: Split) -> np.ndarray:
-        """(U,) int64 index into `items`, exclusive, at which the history of `split` ends; the target stands there."""
+        """(U,) int64 index into `items`, exclusive, at which the history of `split` ends; a target stands there.
+
+        Under a temporal split a user may have none: see `targets` and `users_of`.
+        """
         if split not in _WITHHELD:
             rule = "one of 'validation' and 'test'; in training every position is a target, see training_sequences()"
             raise ValueError(f"split must be {rule}, got {split!r}")
-        return self.offsets[1:] - _WITHHELD[split]
+        return self._ends[split]
 
     def targets(self, split: Split) -> np.ndarray:
-        """(U,) int32: the item that a model must find for every user."""
-        return self.items[self.history_ends(split)]
+        """(U,) int32: the item that a model must find for every user; -1 for a user who has none in `split`."""
+        ends = self.history_ends(split)
+        if self.periods is None:
+            return self.items[ends]
+        period_ends = self._ends["test"] if split == "validation" else self.offsets[1:]
+        return np.where(ends < period_ends, self.items[np.minimum(ends, len(self.items) - 1)], np.int32(-1))
+
+    def users_of(self, split: Split) -> np.ndarray:
+        """(u,) int64 sorted indices of the users with a target and something to read before it: all but temporally."""
+        return np.flatnonzero((self.targets(split) >= 0) & (self.history_ends(split) > self.offsets[:-1]))
 
     def histories(self, split: Split) -> Histories:
-        """The histories that a model reads to find `targets(split)`."""
+        """The histories that a model reads to find `targets(split)`; take those of `users_of(split)`."""
         return Histories(self.items, self.offsets[:-1], self.history_ends(split))
 
     @cached_property
+    def _ends(self) -> dict[str, np.ndarray]:
+        """Where the histories of each split end."""
+        if self.periods is None or self.timestamps is None:
+            return {split: self.offsets[1:] - withheld for split, withheld in _WITHHELD.items()}
+        ends = {}
+        for split, begin in self.periods._asdict().items():
+            count_before = np.concatenate([[0], np.cumsum(self.timestamps < begin)])
+            ends[split] = self.offsets[:-1] + np.diff(count_before[self.offsets])
+        return ends
+
+    @cached_property
     def data_hash(self) -> str:
-        """Content hash of users, order of items and catalogue; equal on every machine."""
-        head = json.dumps([self.catalogue.hash, self.users]).encode()
-        return _digest(head, self.offsets.astype("<i8").tobytes(), self.items.astype("<i4").tobytes())
+        """Content hash of users, order and times of items, catalogue and split; equal on every machine."""
+        head = json.dumps([self.catalogue.hash, self.users, self.periods]).encode()
+        times = b"" if self.timestamps is None else self.timestamps.astype("<i8", copy=False)
+        return _digest(head, self.offsets.astype("<i8", copy=False), self.items.astype("<i4", copy=False), times)
 
     def statistics(self) -> dict[str, int | float]:
-        """Counts for people: sizes, lengths of histories, share of the user-item matrix that is filled."""
+        """Counts for people: sizes, lengths of histories, share of the matrix that is filled, what was dropped."""
         lengths, pairs = self.lengths, len(self.users) * len(self.catalogue)
-        return {
+        counts: dict[str, int | float] = {
             "users": len(self.users),
             "items": len(self.catalogue),
             "interactions": len(self.items),
@@ -183,21 +229,21 @@ class Interactions:
             "min_length": int(lengths.min()),
             "max_length": int(lengths.max()),
             "density": len(self.items) / pairs,
-            "dropped_users": self.dropped_users,
         }
+        for split in ("validation", "test") if self.periods else ():
+            counts[f"{split}_users"] = len(self.users_of(split))
+        return counts | {f"dropped_{reason}": count for reason, count in self.dropped.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write the three files of `load` into `folder`, which is made when missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        hash_bytes = np.frombuffer(self.data_hash.encode(), dtype=np.uint8)
-        np.savez(
-            folder / _ARRAYS_FILE,
-            offsets=self.offsets,
-            items=self.items,
-            dropped_users=np.int64(self.dropped_users),
-            data_hash=hash_bytes,
-        )
+        facts = {"data_hash": self.data_hash, "periods": self.periods, "dropped": self.dropped}
+        arrays = {"offsets": self.offsets, "items": self.items}
+        if self.timestamps is not None:
+            arrays["timestamps"] = self.timestamps
+        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+        np.savez(folder / _ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
         (folder / _USERS_FILE).write_text(json.dumps(self.users), encoding="utf-8")
         catalogue = self.catalogue
         with open(folder / _ITEMS_FILE, "w", encoding="utf-8", newline="\n") as file:
@@ -209,42 +255,68 @@ class Interactions:
         """Read what `save` wrote. Raises `DataError` when files are missing or do not belong together."""
         folder = Path(folder)
         try:
-            with np.load(folder / _ARRAYS_FILE, allow_pickle=False) as arrays:
-                offsets, items = arrays["offsets"], arrays["items"]
-                dropped, data_hash = int(arrays["dropped_users"]), arrays["data_hash"].tobytes().decode()
+            with np.load(folder / _ARRAYS_FILE, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            facts = json.loads(arrays["facts"].tobytes())
             users = json.loads((folder / _USERS_FILE).read_text(encoding="utf-8"))
             with open(folder / _ITEMS_FILE, encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file]
             ids, titles, texts = ([row[key] for row in rows] for key in ("id", "title", "text"))
-            loaded = Interactions(users, offsets, items, Items(ids, titles, texts), dropped)
+            periods = facts["periods"] and Periods(*facts["periods"])
+            loaded = Interactions(
+                users,
+                arrays["offsets"],
+                arrays["items"],
+                Items(ids, titles, texts),
+                arrays.get("timestamps"),
+                periods,
+                facts["dropped"],
+            )
         except DataError as error:
             raise DataError(f"{folder}: {error}") from None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{folder}: cannot be read as saved interactions ({error})") from error
-        if loaded.data_hash != data_hash:
-            raise DataError(f"{folder}: content hash is {loaded.data_hash}, but {data_hash} was saved; write it again")
+        if loaded.data_hash != facts["data_hash"]:
+            rule = f"content hash is {loaded.data_hash}, but {facts['data_hash']} was saved; write it again"
+            raise DataError(f"{folder}: {rule}")
         return loaded
 
 
-def build_interactions(users: Sequence[str], offsets: np.ndarray, items: np.ndarray, catalogue: Items) -> Interactions:
-    """Interactions of those users who have at least `MIN_LENGTH` items; the others are dropped and counted.
+def build_interactions(
+    users: Sequence[str],
+    offsets: np.ndarray,
+    items: np.ndarray,
+    catalogue: Items,
+    timestamps: np.ndarray | None = None,
+    *,
+    min_history: int = MIN_LENGTH,
+    dropped: dict[str, int] | None = None,
+) -> Interactions:
+    """Interactions of those users who have at least `min_history` items; the others are dropped and counted.
 
     Args:
         users: U external ids.
         offsets: (U+1,) bounds of every user in `items`.
         items: (n,) internal item ids.
+        timestamps: (n,) seconds, never falling inside a user.
+        dropped: what was dropped before.
     """
     lengths = np.diff(offsets)
-    keep = lengths >= MIN_LENGTH
+    keep = lengths >= min_history
+    if not keep.any():
+        raise DataError(f"no user has {min_history} items or more ({len(keep)} users dropped)")
+    # A slice shares memory where nobody is dropped.
+    keep_n = slice(None) if keep.all() else np.repeat(keep, lengths)
     kept_offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
-    kept_items = np.asarray(items)[np.repeat(keep, lengths)]
     kept_users = [user for user, kept in zip(users, keep.tolist(), strict=True) if kept]
-    return Interactions(kept_users, kept_offsets, kept_items, catalogue, dropped_users=int((~keep).sum()))
-
-
-def training_lengths(lengths: np.ndarray) -> np.ndarray:
-    """(U,) items that each user trains on, of `lengths` items each."""
-    return lengths - 2
+    return Interactions(
+        kept_users,
+        kept_offsets,
+        np.asarray(items)[keep_n],
+        catalogue,
+        None if timestamps is None else timestamps[keep_n],
+        dropped=(dropped or {}) | {"short_users": int((~keep).sum())},
+    )
 
 
 def first_repeated(values: Iterable[str]) -> str | None:
@@ -260,7 +332,7 @@ def first_repeated(values: Iterable[str]) -> str | None:
 def _check_arrays(data: Interactions) -> None:
     offsets, items = data.offsets, data.items
     if not data.users:
-        raise DataError(f"no user has {MIN_LENGTH} items or more ({data.dropped_users} users dropped)")
+        raise DataError("there are no users")
     if offsets.shape != (len(data.users) + 1,) or offsets[0] != 0 or offsets[-1] != len(items):
         raise DataError(f"offsets must run from 0 to {len(items)} in {len(data.users) + 1} values, got {offsets.shape}")
     short = np.flatnonzero(np.diff(offsets) < MIN_LENGTH)
@@ -272,6 +344,24 @@ def _check_arrays(data: Interactions) -> None:
         raise DataError(f"item {int(items[outside[0]])} is not in the catalogue of {len(data.catalogue)} items")
     if len(set(data.users)) != len(data.users):
         raise DataError(f"user ids must be unique; {first_repeated(data.users)!r} occurs more than once")
+    _check_times(data)
+
+
+def _check_times(data: Interactions) -> None:
+    times, offsets = data.timestamps, data.offsets
+    if times is None:
+        if data.periods:
+            raise DataError("a temporal split needs timestamps, and there are none; use leave_one_out")
+        return
+    if times.shape != data.items.shape:
+        raise DataError(f"every interaction has one timestamp, but got {len(times)} for {len(data.items)}")
+    falls = np.diff(times) < 0
+    falls[offsets[1:-1] - 1] = False  # a new user may begin earlier
+    if falls.any():
+        user = int(np.searchsorted(offsets, int(falls.argmax()), side="right")) - 1
+        raise DataError(f"timestamps of user {data.users[user]!r} are not in order")
+    if data.periods and data.periods.validation >= data.periods.test:
+        raise DataError(f"the validation period must begin before the test period, got {tuple(data.periods)}")
 
 
 def _digest(*parts: Any) -> str:

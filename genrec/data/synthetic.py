@@ -28,8 +28,9 @@ SHORTEST = 5
 "items of the shortest sequence"
 _CELLS = 4_000_000
 "cells of a dense (B, N) block of probabilities; bounds the oracle's memory"
+_DAY, _YEAR_BEGINS = 86_400, 1_577_836_800
 # Streams of random numbers: a change of num_users must not change the catalogue.
-_TRUTH, _TEXTS, _USERS = range(3)
+_TRUTH, _TEXTS, _USERS, _TIMES = range(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ def make_synthetic(config: SyntheticConfig) -> Interactions:
     offsets, items = _walk(truth, config)
     width = len(str(config.num_users))
     users = [f"U{number:0{width}d}" for number in range(1, config.num_users + 1)]
-    return build_interactions(users, offsets, items, _catalogue(truth, config))
+    return build_interactions(users, offsets, items, _catalogue(truth, config), _clock(offsets, config))
 
 
 def oracle(
@@ -117,7 +118,8 @@ def oracle(
     it by the luck of the draw. With `seen="exclude"` items of the history are left out of the ranking.
     """
     num_items, depth = len(interactions.catalogue), max(ks)
-    histories, targets = interactions.histories(split), interactions.targets(split)
+    users = interactions.users_of(split)
+    histories, targets = interactions.histories(split).take(users), interactions.targets(split)[users]
     measured = MetricSums()
     step = max(1, _CELLS // num_items)
     for start in range(0, len(histories), step):
@@ -211,6 +213,16 @@ def _walk(truth: SyntheticTruth, config: SyntheticConfig) -> tuple[np.ndarray, n
             last = _draw_next(rng, truth, last[:active], category_cdf, zipf_cdf)
         items[offsets[order[:active]] + step] = last[:active]
     return offsets, items
+
+
+def _clock(offsets: np.ndarray, config: SyntheticConfig) -> np.ndarray:
+    """(n,) seconds: users begin at any moment of a year and go on after about five days each time."""
+    rng = _generator(config.seed, _TIMES)
+    gaps = np.ceil(rng.exponential(5 * _DAY, size=offsets[-1])).astype(np.int64)
+    gaps[offsets[:-1]] = _YEAR_BEGINS + rng.integers(365 * _DAY, size=len(offsets) - 1)
+    total = np.cumsum(gaps)
+    before = np.concatenate([[0], total])[offsets[:-1]]
+    return total - np.repeat(before, np.diff(offsets))
 
 
 def _draw_next(

@@ -1,14 +1,15 @@
-"""Interactions: the leave-one-out split, flat arrays, hash, save and load."""
+"""Interactions: the leave-one-out split, flat arrays, hash, save and load. The temporal split: test_filtering.py."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
 
-from genrec.data.interactions import DataError, Histories, Interactions, Items, build_interactions, training_lengths
+from genrec.data.interactions import DataError, Histories, Interactions, Items, Periods, build_interactions
 
 SEQUENCES = {"ann": [0, 1, 2, 3], "bob": [4, 4, 1], "cid": [5, 0], "dan": [2, 3, 1, 0, 5, 4]}
 
@@ -16,6 +17,15 @@ SEQUENCES = {"ann": [0, 1, 2, 3], "bob": [4, 4, 1], "cid": [5, 0], "dan": [2, 3,
 def make_items(count: int = 6) -> Items:
     return Items(
         [f"A{i}" for i in range(count)], [f"Title {i}" for i in range(count)], [f"text {i}" for i in range(count)]
+    )
+
+
+def make_timed() -> Interactions:
+    """The same with a timestamp for every interaction, split temporally."""
+    data = make_interactions()
+    times = [1, 2, 3, 4, 2, 2, 5, 1, 2, 2, 2, 6, 6]
+    return Interactions(
+        data.users, data.offsets, data.items, data.catalogue, np.array(times), Periods(3, 5), {"short_users": 1}
     )
 
 
@@ -27,7 +37,7 @@ def make_interactions() -> Interactions:
 def test_users_with_fewer_than_three_items_are_dropped_and_counted():
     data = make_interactions()
     assert data.users == ["ann", "bob", "dan"]
-    assert data.dropped_users == 1
+    assert data.dropped == {"short_users": 1}
     assert [data.history(u).tolist() for u in range(3)] == [SEQUENCES[user] for user in data.users]
 
 
@@ -41,14 +51,14 @@ def test_leave_one_out_split_equals_slicing_each_sequence():
         assert data.items[data.offsets[u] : data.history_ends("test")[u]].tolist() == sequence[:-1]
     assert data.targets("validation").tolist() == [2, 4, 5]
     assert data.targets("test").tolist() == [3, 1, 4]
-    assert np.diff(offsets).tolist() == training_lengths(data.lengths).tolist()
+    assert np.diff(offsets).tolist() == [length - 2 for length in data.lengths.tolist()]
     assert data.targets("test").dtype == np.int32
     assert data.history_ends("test").dtype == np.int64
 
 
-def test_sequences_with_one_item_withheld_hold_the_validation_item():
+def test_sequences_of_training_and_validation_hold_the_validation_item():
     data = make_interactions()
-    offsets, items = data.sequences(withheld=1)
+    offsets, items = data.fit_sequences("train+validation")
     assert [items[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [
         SEQUENCES[user][:-1] for user in data.users
     ]
@@ -75,16 +85,21 @@ def test_histories_can_be_taken_and_given_as_lists():
     assert given.take(slice(2, 3)).last().tolist() == [2]
 
 
-def test_saved_interactions_load_equal(tmp_path):
-    data = make_interactions()
+@pytest.mark.parametrize("make", [make_interactions, make_timed])
+def test_saved_and_pickled_interactions_load_equal(tmp_path, make):
+    data = make()
     data.save(tmp_path / "deep" / "folder")
-    loaded = Interactions.load(tmp_path / "deep" / "folder")
-    assert loaded.data_hash == data.data_hash
-    assert loaded.users == data.users
-    assert loaded.catalogue == data.catalogue
-    assert loaded.dropped_users == 1
-    assert loaded.offsets.tolist() == data.offsets.tolist()
-    assert loaded.items.tolist() == data.items.tolist()
+    for loaded in (Interactions.load(tmp_path / "deep" / "folder"), pickle.loads(pickle.dumps(data))):  # noqa: S301
+        assert loaded.data_hash == data.data_hash
+        assert loaded.users == data.users
+        assert loaded.catalogue == data.catalogue
+        assert (loaded.dropped, loaded.periods) == (data.dropped, data.periods)
+        assert loaded.offsets.tolist() == data.offsets.tolist()
+        assert loaded.items.tolist() == data.items.tolist()
+        assert (loaded.timestamps is None) == (data.timestamps is None)
+        assert loaded.targets("test").tolist() == data.targets("test").tolist()
+    if data.timestamps is not None:
+        assert loaded.timestamps.tolist() == data.timestamps.tolist()
 
 
 def test_saving_twice_writes_the_same_bytes(tmp_path):
@@ -120,6 +135,7 @@ def test_hash_follows_the_content_and_not_the_titles():
     swapped = build_interactions(["ann"], np.array([0, 3]), np.array([1, 0, 2]), items)
     plain = build_interactions(["ann"], np.array([0, 3]), np.array([0, 1, 2]), items)
     assert swapped.data_hash != plain.data_hash
+    assert make_timed().data_hash != make_interactions().data_hash
 
 
 def test_statistics_count_what_is_there():
@@ -130,7 +146,7 @@ def test_statistics_count_what_is_there():
     assert statistics["mean_length"] == pytest.approx(13 / 3)
     assert statistics["median_length"] == 4
     assert statistics["density"] == pytest.approx(13 / 18)
-    assert statistics["dropped_users"] == 1
+    assert statistics["dropped_short_users"] == 1
 
 
 @pytest.mark.parametrize(
@@ -146,6 +162,21 @@ def test_bad_interactions_are_refused(users, items, message):
     offsets = np.linspace(0, len(items), len(users) + 1).astype(int)
     with pytest.raises(DataError, match=message):
         build_interactions(users, offsets, np.array(items), make_items())
+
+
+@pytest.mark.parametrize(
+    ("times", "periods", "message"),
+    [
+        ([1, 2, 3, 4, 2, 2], None, "one timestamp, but got 6 for 13"),
+        ([1, 2, 3, 4, 2, 2, 1, 1, 2, 2, 2, 6, 6], None, "timestamps of user 'bob' are not in order"),
+        ([1, 2, 3, 4, 2, 2, 5, 1, 2, 2, 2, 6, 6], Periods(5, 5), "must begin before the test period"),
+        (None, Periods(1, 2), "temporal split needs timestamps"),
+    ],
+)
+def test_bad_timestamps_are_refused(times, periods, message):
+    data = make_interactions()
+    with pytest.raises(DataError, match=message):
+        Interactions(data.users, data.offsets, data.items, data.catalogue, times and np.array(times), periods)
 
 
 def test_repeated_item_ids_are_refused():

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from genrec.data.interactions import DataError
-from genrec.data.sequential import load_sequential
+from genrec.data.interactions import DataError, Interactions
+from genrec.data.sources import load_dataset
+from genrec.settings import DatasetConfig
 
 ITEMS = [
     {
@@ -31,7 +32,11 @@ ITEMS = [
     {"item_id": 3, "asin": "B03", "title": None, "brand": "Noma", "categories": []},
     {"item_id": 4, "asin": None, "title": "Cup", "categories": [["Kitchen &gt; Bar"]]},
 ]
-SEQUENCES = "7 1 2 3 4\n8 2 2 1\n\n9 4 1\n"
+SEQUENCES = "7 1 2 3 4\n8 2 2 1\n9 4 1\n\n"
+
+
+def load_sequential(folder: Path, max_bad_lines: int = 0) -> Interactions:
+    return load_dataset(DatasetConfig(source="sequential", dataset_folder=str(folder), max_bad_lines=max_bad_lines))
 
 
 def write(folder: Path, items: list[object] | None = None, sequences: str = SEQUENCES) -> Path:
@@ -44,7 +49,7 @@ def write(folder: Path, items: list[object] | None = None, sequences: str = SEQU
 def test_sequences_and_catalogue_are_read(tmp_path):
     data = load_sequential(write(tmp_path))
     assert data.users == ["7", "8"]
-    assert data.dropped_users == 1
+    assert data.dropped == {"bad_lines": 0, "repeated_items": 0, "short_users": 1}
     assert data.history(0).tolist() == [0, 1, 2, 3]
     assert data.history(1).tolist() == [1, 1, 0]
     assert data.catalogue.ids == ["B01", "B02", "B03", "4"]
@@ -78,7 +83,10 @@ def test_items_are_ordered_by_item_id_and_windows_line_ends_and_bom_are_read(tmp
         ([*ITEMS, "[1, 2]"], r"items.jsonl:5: expected a JSON object, got '\[1, 2\]'"),
         ([*ITEMS, {"asin": "B05"}], r"items.jsonl:5: item_id must be an integer of 1 or more, got None"),
         ([*ITEMS, {"item_id": "5"}], r"items.jsonl:5: item_id must be an integer of 1 or more, got '5'"),
-        ([*ITEMS, {"item_id": 2, "asin": "B05"}], r"items.jsonl:5: item_id 2 stands already on line 2"),
+        (
+            [*ITEMS, {"item_id": 2, "asin": "B05"}],
+            r"items.jsonl:5: item_id 2 .* already on line 2, with other words",
+        ),
         ([*ITEMS, {"item_id": 5, "asin": "B02"}], r"items.jsonl:5: asin 'B02' stands already on line 2"),
         ([*ITEMS, {"item_id": 9, "asin": "B09"}], r"items.jsonl:5: item_id 9, .* no item_id 5; ids must be 1..N"),
         ([*ITEMS, {"item_id": 5, "title": 3}], r"items.jsonl:5: title must be text or null, got 3"),
@@ -96,13 +104,14 @@ def test_bad_items_are_refused_by_file_and_line(tmp_path, items, message):
     [
         ("1 1 2 3\n2 1 2 5\n", r"sequential_data.txt:2: item 5 is not in items.jsonl; its ids are 1..4"),
         ("1 0 2 3\n", r"sequential_data.txt:1: item 0 is not in items.jsonl"),
-        ("1 1 2 3\n\n2 1 x2 3\n", r"sequential_data.txt:3: item ids must be integers, got 'x2'"),
+        ("1 1 2 3\n\n2 1 x2 3\n", r"sequential_data.txt:2: the line is blank"),
+        ("1 1 2 3\n2 1 x2 3\n", r"sequential_data.txt:2: item ids must be integers, got 'x2'"),
         ("1 1 2.0 3\n", r"sequential_data.txt:1: item ids must be integers, got '2.0'"),
         ("1 1 +2 3\n", r"sequential_data.txt:1: item ids must be plain digits, got '\+2'"),
         ("1 1 " + "9" * 5000 + " 3\n", r"sequential_data.txt:1: item ids must be integers"),
         ("1 1 2 3\n1 1 2 3\n", r"sequential_data.txt:2: user '1' stands already on line 1"),
         ("\n\n", r"sequential_data.txt: the file is empty"),
-        ("1 1 2\n2 1\n3\n", r"sequential_data.txt: no user has 3 items or more \(3 users dropped\)"),
+        ("1 1 2\n2 1\n3\n", r"source 'sequential' in .*: no user has 3 items or more \(3 users dropped\)"),
     ],
 )
 def test_bad_sequences_are_refused_by_file_and_line(tmp_path, sequences, message):
@@ -111,12 +120,24 @@ def test_bad_sequences_are_refused_by_file_and_line(tmp_path, sequences, message
 
 
 def test_a_missing_file_and_a_wrong_encoding_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"items.jsonl: cannot be read"):
+    with pytest.raises(DataError, match=r"no such file; .* must hold sequential_data.txt and items.jsonl"):
+        load_sequential(tmp_path)
+    (tmp_path / "reviews_Beauty_5.json.gz").touch()
+    with pytest.raises(DataError, match="raw Amazon reviews: set dataset.source=amazon"):
         load_sequential(tmp_path)
     write(tmp_path)
     (tmp_path / "sequential_data.txt").write_bytes(b"1 1 2 \xff\n")
-    with pytest.raises(DataError, match=r"sequential_data.txt: not UTF-8 at byte 6"):
+    with pytest.raises(DataError, match=r"sequential_data.txt:1: not UTF-8 at byte 6"):
         load_sequential(tmp_path)
+
+
+def test_bad_users_are_counted_up_to_the_limit(tmp_path):
+    write(tmp_path, sequences="7 1 2 3 4\n8 2 x 1\n9 1 2 99\n6 1 2 3\n")
+    data = load_sequential(tmp_path, max_bad_lines=2)
+    assert data.users == ["7", "6"]
+    assert data.dropped["bad_lines"] == 2
+    with pytest.raises(DataError, match=r":3: item 99 .* \(bad line 2; dataset.max_bad_lines is 1\)"):
+        load_sequential(tmp_path, max_bad_lines=1)
 
 
 def real_data(name: str) -> Path:
@@ -130,10 +151,10 @@ def test_beauty_has_its_published_size_and_loads_quickly():
     folder = real_data("beauty")
     start = time.perf_counter()
     data = load_sequential(folder)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 5  # alone on two cores: 1 s
     statistics = data.statistics()
     assert (statistics["users"], statistics["items"], statistics["interactions"]) == (22363, 12101, 198502)
-    assert statistics["dropped_users"] == 0
+    assert statistics["dropped_short_users"] == 0
     assert statistics["max_length"] == 204
     assert all(data.catalogue.texts)
     assert all(data.catalogue.titles)

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from genrec.config import SyntheticConfig
+from genrec.data.filtering import split_in_time
 from genrec.data.interactions import Histories
 from genrec.data.synthetic import SyntheticTruth, make_synthetic, oracle
+from genrec.settings import SyntheticConfig
 
 SMALL = SyntheticConfig(num_users=200, num_items=30, num_categories=4, category_fanout=2, successors=3, seed=3)
 
@@ -110,6 +111,20 @@ def test_sizes_lengths_and_texts_are_as_configured():
     assert len(set(category)) == 30
 
 
+def test_users_have_a_clock_and_a_temporal_split_that_the_oracle_reads():
+    data, truth = make_synthetic(SMALL), SyntheticTruth.from_config(SMALL)
+    data = split_in_time(data, 0.2, 0.2)
+    assert data.timestamps.min() >= 1_577_836_800
+    matrix = truth.transition(np.arange(SMALL.num_items))
+    hits = []
+    for u in data.users_of("test"):
+        end = data.history_ends("test")[u]
+        row = matrix[data.items[end - 1]]
+        hits.append(data.items[end] in sorted(range(len(row)), key=lambda j: (-row[j], j))[:5])
+    assert 20 < len(hits) < len(data)
+    assert oracle(data, truth, "test", [5])["recall@5"] == pytest.approx(np.mean(hits))
+
+
 def test_more_users_leave_the_catalogue_as_it_is():
     few, many = SyntheticConfig(num_users=50), SyntheticConfig(num_users=90)
     assert make_synthetic(few).catalogue.hash == make_synthetic(many).catalogue.hash
@@ -118,7 +133,7 @@ def test_more_users_leave_the_catalogue_as_it_is():
 
 def test_another_process_makes_the_same_data():
     code = (
-        "from genrec.config import SyntheticConfig\nfrom genrec.data.synthetic import make_synthetic\n"
+        "from genrec.settings import SyntheticConfig\nfrom genrec.data.synthetic import make_synthetic\n"
         "print(make_synthetic(SyntheticConfig(num_users=60)).data_hash)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
