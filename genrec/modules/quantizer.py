@@ -1,4 +1,7 @@
-"""Vector quantisation: nearest code, k-means start, and the residual loop that both tokenizers share.
+"""Vector quantisation: nearest code, the residual loop that both tokenizers share, and how a codebook is kept alive.
+
+K-means starts the codebooks; Sinkhorn's balance and moved dead codes keep them in use while they are trained; the
+rotation trick is one of the ways in which a gradient passes the choice of a code.
 
 Letters: B rows, D width, K codes, C levels.
 """
@@ -11,12 +14,19 @@ import torch
 from torch import Tensor
 
 MAX_ROUNDS = 50
+MAX_DISTANCES = 2**24
+"distances held at once: 64 MB, so that a catalogue of any size can be quantised"
+
+
+def distances(x_BD: Tensor, codebook_KD: Tensor) -> Tensor:
+    """Squared distances (B, K) less |x|^2, which is the same for all codes."""
+    return codebook_KD.square().sum(1) - 2 * x_BD @ codebook_KD.T
 
 
 def nearest_code(x_BD: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index (B,) of the nearest code by Euclidean distance; the lowest index of equals."""
-    distance_BK = codebook_KD.square().sum(1) - 2 * x_BD @ codebook_KD.T  # + |x|^2, the same for all codes
-    return distance_BK.argmin(1)
+    chunks = x_BD.split(max(1, MAX_DISTANCES // codebook_KD.shape[0]))
+    return torch.cat([distances(chunk, codebook_KD).argmin(1) for chunk in chunks])
 
 
 def residual_codes(x_BD: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
@@ -27,6 +37,63 @@ def residual_codes(x_BD: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
         x_BD = x_BD - codebook_KD[code_B]
         codes.append(code_B)
     return torch.stack(codes, dim=1)
+
+
+def balanced_code(x_BD: Tensor, codebook_KD: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Codes (B,) that every code gets about equally often: optimal transport by Sinkhorn's iterations.
+
+    `epsilon` weighs balance against distance, which is measured in half the range of the batch's distances, so that it
+    means the same at every scale. The smaller, the closer the choice is to the cheapest balanced one.
+    """
+    distance_BK = (x_BD.square().sum(1, keepdim=True) + distances(x_BD, codebook_KD)).double()
+    half_range = (distance_BK.max() - distance_BK.min()) / 2
+    log_BK = distance_BK / (-epsilon * half_range.clamp(min=1e-30))
+    # Scaling of rows and columns changes no result; with a 1 in each of them no sum can vanish.
+    log_BK = log_BK - log_BK.amax(1, keepdim=True)
+    log_BK = log_BK - log_BK.amax(0, keepdim=True)
+    kernel_BK, code_weight_K = log_BK.exp(), log_BK.new_ones(log_BK.shape[1])
+    share = log_BK.shape[0] / log_BK.shape[1]
+    for _ in range(iterations):
+        row_weight_B = 1 / (kernel_BK @ code_weight_K)
+        code_weight_K = share / (row_weight_B @ kernel_BK)
+    return (log_BK + code_weight_K.log()).argmax(1)
+
+
+def rotate_to(x_BD: Tensor, target_BD: Tensor) -> Tensor:
+    """The value of `target_BD` with the gradient of turning and stretching x onto it (Fifty et al. 2024).
+
+    Turn and stretch count as constants, so the gradient keeps its angle to the vector it belongs to.
+    """
+    x_norm_B1 = x_BD.detach().norm(dim=1, keepdim=True).clamp(min=1e-6)
+    target_norm_B1 = target_BD.norm(dim=1, keepdim=True)
+    from_BD = x_BD.detach() / x_norm_B1
+    to_BD = (target_BD / target_norm_B1.clamp(min=1e-6)).detach()
+    middle_BD = torch.nn.functional.normalize(from_BD + to_BD, dim=1, eps=1e-6)
+    mirrored_BD = x_BD - 2 * (x_BD * middle_BD).sum(1, keepdim=True) * middle_BD
+    turned_BD = mirrored_BD + 2 * (x_BD * from_BD).sum(1, keepdim=True) * to_BD
+    stretched_BD = turned_BD * (target_norm_B1 / x_norm_B1).detach()
+    return stretched_BD + (target_BD - stretched_BD).detach()
+
+
+def move_dead_codes(
+    x_BD: Tensor, codebook_KD: Tensor, hits_K: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The codebook with its codes without hits moved to rows drawn by squared error, and which were moved (K,) bool.
+
+    A row that is served exactly draws no code, so on few distinct rows some codes stay where they are.
+    """
+    code_B = nearest_code(x_BD, codebook_KD)
+    error_B = (x_BD - codebook_KD[code_B]).square().sum(1)
+    dead = (hits_K == 0).nonzero().flatten()
+    # Rounding leaves an error of about this size on a row that is its own code.
+    error_B = error_B.where(error_B > 1e-10 * x_BD.square().sum(1), 0)
+    dead = dead[: int((error_B > 0).sum())]
+    moved_K = torch.zeros(len(codebook_KD), dtype=torch.bool)
+    if not len(dead):
+        return codebook_KD, moved_K
+    rows = torch.multinomial(error_B, len(dead), generator=generator)
+    moved_K[dead] = True
+    return codebook_KD.index_copy(0, dead, x_BD[rows]), moved_K
 
 
 def kmeans(x_BD: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:

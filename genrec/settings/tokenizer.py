@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from genrec.settings.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from genrec.settings.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+)
 
 
 class EmbeddingsConfig(Section):
@@ -22,6 +29,10 @@ class EmbeddingsConfig(Section):
     "name or local folder of a sentence-transformers model (`sentence_transformer` only; extra `text`)"
     batch_size: PositiveInt = 64
     "texts encoded at once (`sentence_transformer` only)"
+    cooccurrence_dim: NonNegativeInt = 0
+    "width of vectors of who is consumed near whom, from training items, set beside those of the texts; 0: texts alone"
+    cooccurrence_weight: PositiveFloat = 1.0
+    "spread of that part, as a multiple of the texts'"
 
     @model_validator(mode="after")
     def _path_when_needed(self) -> EmbeddingsConfig:
@@ -34,10 +45,13 @@ class RqVaeConfig(Section):
     """The residual-quantised autoencoder (`genrec.models.rqvae`); read when `tokenizer.kind` is `rqvae`."""
 
     hidden_dims: list[PositiveInt] = [256, 128]
-    latent_dim: PositiveInt = 32
-    commitment_weight: NonNegativeFloat = 0.25
-    epochs: PositiveInt = 200
-    learning_rate: PositiveFloat = 1e-3
+    latent_dim: PositiveInt = 64
+    commitment_weight: NonNegativeFloat = 1.0
+    "how much the latents are drawn to their codes; papers have .25, which leaves more items with one tuple"
+    epochs: PositiveInt = 100
+    learning_rate: PositiveFloat = 3e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    "of the learning rate; cosine ends at zero"
     weight_decay: NonNegativeFloat = 1e-4
     batch_size: PositiveInt = 1024
     gradient: Literal["straight_through", "rotation", "gumbel"] = "straight_through"
@@ -48,7 +62,7 @@ class RqVaeConfig(Section):
     "levels (1 is the first) whose codes are balanced over each batch while training"
     sinkhorn_epsilon: PositiveFloat = 0.003
     sinkhorn_iterations: PositiveInt = 50
-    dead_code_epochs: NonNegativeInt = 0
+    dead_code_epochs: NonNegativeInt = 10
     "codes that no item had for this many epochs move to badly served items; 0 leaves them"
 
 
@@ -61,7 +75,11 @@ class TokenizerConfig(Section):
     sem_id_dim: Annotated[int, Field(ge=1, le=8)] = 3
     "number of levels before the collision code"
     standardise: bool = True
-    "give every input feature mean 0 and deviation 1 over the catalogue"
+    "give every input feature mean 0 and deviation 1 over the catalogue; off, features keep their relative sizes"
+    pca_dim: PositiveInt | None = None
+    "principal components that are kept of the input; null keeps the features as they are"
+    pca_whitening: Probability = 0.5
+    "0 keeps the components' variances, 1 makes them equal (`pca_dim` only)"
     collisions: Literal["append", "reassign", "none"] = "append"
     "items with one tuple: one more code, a free tuple near by, or left as they are (hits then count by list place)"
     seed: int = 0
