@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from genrec.checkpoint import flush, write_json
+from genrec.durable import flush, put, write_json
 
 DONE = "DONE"
 POLL_SECONDS = 0.1
@@ -85,5 +85,4 @@ class ArtifactStore:
             if (part / name).is_file():
                 flush(part / name)
         write_json(part / DONE, facts)
-        os.replace(part, final)
-        flush(self.root)
+        put(part, final)

@@ -1,14 +1,14 @@
 """Checkpoints: a folder of tensors (safetensors) and facts (JSON) that is either whole or not there.
 
-Written under another name, flushed, then renamed; the manifest with the checksum comes last. Nothing that is loaded
-can run code.
+A new folder is written under another name and renamed. A folder that is there is replaced in place: the new tensors go
+to a file beside the old ones, and the manifest, which comes last, names the file and holds its checksum. So a kill at
+any moment leaves the old checkpoint or the new. Nothing that is loaded can run code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.config import content_hash
+from genrec.durable import flush, put, write_json
 from genrec.errors import InputError
 
-TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
+MANIFEST = "manifest.json"
+TENSORS, SPARE = "tensors.safetensors", "tensors-2.safetensors"
+FORMAT = 1
 
 
 class CheckpointError(InputError):
@@ -28,47 +31,70 @@ class CheckpointError(InputError):
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write `folder` atomically, replacing what is there."""
+    """Write `folder`, replacing what is there all at once."""
+    facts_hash = content_hash(facts)  # refuses what JSON cannot hold before anything is written
+    if folder.exists():
+        _write(folder, tensors, facts, facts_hash)
+        return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial / TENSORS)
-    flush(partial / TENSORS)
-    manifest = {
-        "format": 1,
-        "sha256": file_hash(partial / TENSORS),
-        "facts": facts,
-        "facts_hash": content_hash(facts),
-    }
-    write_json(partial / MANIFEST, manifest)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    flush(folder.parent)
+    _write(partial, tensors, facts, facts_hash)
+    put(partial, folder)
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any], facts_hash: str) -> None:
+    name = SPARE if _named_file(folder) == TENSORS else TENSORS
+    save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, folder / name)
+    flush(folder / name)
+    checksum = file_hash(folder / name)
+    manifest = {"format": FORMAT, "tensors": name, "sha256": checksum, "facts": facts, "facts_hash": facts_hash}
+    write_json(folder / MANIFEST, manifest)
+    for old in {TENSORS, SPARE} - {name}:
+        (folder / old).unlink(missing_ok=True)
+
+
+def _named_file(folder: Path) -> str | None:
+    """The tensors' file by the manifest that is there, if that can be read."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text())["tensors"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a whole checkpoint. Raises `CheckpointError` naming the file and the fault."""
-    if not (folder / MANIFEST).is_file():
+    manifest = _read_manifest(folder)
+    facts, name = manifest.get("facts"), manifest.get("tensors")
+    if not isinstance(facts, dict) or manifest.get("facts_hash") != content_hash(facts):
+        raise CheckpointError(f"{folder / MANIFEST}: damaged (its facts do not fit their checksum)")
+    if name not in (TENSORS, SPARE):
+        raise CheckpointError(f"{folder / MANIFEST}: names {name!r} as its tensors; expected {TENSORS!r}")
+    path = folder / name
+    try:
+        found, expected = file_hash(path), str(manifest.get("sha256"))
+        if found != expected:
+            raise CheckpointError(f"{path}: damaged (checksum {found[:12]}, expected {expected[:12]})")
+        return load_file(path), facts
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
         state = "an incomplete save" if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: {state} (no {MANIFEST})")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        found = file_hash(folder / TENSORS)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != 1:
-        number = manifest.get("format") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{folder / MANIFEST}: format {number!r}; this version reads format 1")
-    expected, facts = str(manifest.get("sha256")), manifest.get("facts")
-    if not isinstance(facts, dict) or manifest.get("facts_hash", content_hash(facts)) != content_hash(facts):
-        raise CheckpointError(f"{folder / MANIFEST}: damaged (its facts do not fit their checksum)")
-    if found != expected:
-        raise CheckpointError(f"{folder / TENSORS}: damaged (checksum {found[:12]}, expected {expected[:12]})")
-    try:
-        return load_file(folder / TENSORS), facts
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / TENSORS}: not a safetensors file ({error})") from None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    number = manifest.get("format") if isinstance(manifest, dict) else None
+    if number != FORMAT or not isinstance(manifest, dict):
+        raise CheckpointError(f"{path}: format {number!r}; this version reads format {FORMAT}")
+    return manifest
 
 
 def save_generation(folder: Path, number: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -99,23 +125,6 @@ def latest_generation(folder: Path, warn: Any) -> tuple[dict[str, Tensor], dict[
 def generations(folder: Path) -> list[Path]:
     """Finished generations, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename, flushed to disk."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    flush(partial)
-    os.replace(partial, path)
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_hash(path: Path) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from genrec.durable import write_text
+
 JOURNAL = "ledger.journal"
 LOCK = "driver.lock"
 DRIVER = "driver.json"
@@ -46,7 +48,7 @@ class DriverLock:
             raise LedgerError(f"sweep {self._folder.name} is being driven by {who}") from None
         started = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-        write_durably(self._folder / DRIVER, json.dumps(note) + "\n")
+        write_text(self._folder / DRIVER, json.dumps(note) + "\n")
 
     def release(self) -> None:
         self._lock.release()
@@ -74,26 +76,6 @@ def is_driven(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a crash leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or creation in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def repair_tail(path: Path) -> None:

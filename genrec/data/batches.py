@@ -1,11 +1,11 @@
 """Training batches without padding: windows of equal length, grouped, as tensors.
 
-A window is a run of items; its targets are the positions from `first_target` on. For the `item_causal` encoder a window
-is a user's whole training sequence (long users are cut into overlapping windows, each target counted once); for the
-`bidirectional` one it is one history and its next item. A step holds `batch_size` targets, taken from as few groups as
-possible; its order is a function of seed and epoch alone, so a resumed run sees the same batches.
+For the `item_causal` encoder a window is a user's whole training sequence (`genrec.data.spans`); for the
+`bidirectional` one, and with `subsample` for both, it is one history and its next item. A step holds as many targets as
+asked for, taken from as few groups as possible. Its windows, their order and what augmentation does to them are
+functions of seed and epoch alone, so a resumed run sees the same batches.
 
-Letters: B rows, L items of a window.
+Letters: B rows, L items of a window, R rows of a group, U users.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.data.augmentation import Augmentation, Runs, crop, hidden_items, reorder, shuffled_columns
+from genrec.data.spans import Spans, causal_spans, drawn_spans, single_spans
 from genrec.errors import InputError
 from genrec.models.tiger import Window
+
+NO_AUGMENTATION = Augmentation()
 
 
 class Step(NamedTuple):
@@ -28,44 +32,31 @@ class Step(NamedTuple):
     num_targets: int
 
 
-class Spans(NamedTuple):
-    """Windows as start and end in the flat items, and the start of their targets inside the window."""
+class Group(NamedTuple):
+    """Windows of one length and first target: where they start, what is shuffled in them, whose they are."""
 
-    start: np.ndarray
-    length: np.ndarray
-    first_target: np.ndarray
+    start_R: np.ndarray
+    length: int
+    first_target: int
+    runs: Runs | None
+    user_R: np.ndarray | None
 
-
-def causal_spans(offsets: np.ndarray, max_items: int) -> Spans:
-    """Windows in which every position is trained.
-
-    A sequence of up to `max_items` + 1 items is one window. A longer one goes on in windows that overlap by half, so
-    that no target but a user's first ones sees fewer than `max_items` // 2 items.
-    """
-    lengths = np.diff(offsets)
-    size, stride = max_items + 1, max(1, max_items - max_items // 2)
-    extra = np.maximum(0, -(-(lengths - size) // stride))
-    count = np.where(lengths >= 2, 1 + extra, 0)
-    user = np.repeat(np.arange(len(lengths)), count)
-    index = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
-    last_start = np.maximum(0, lengths[user] - size)
-    start = np.minimum(index * stride, last_start)
-    covered = np.where(index > 0, (index - 1) * stride + size, 1)
-    return Spans(offsets[user] + start, np.minimum(lengths[user], size), covered - start)
+    @property
+    def targets(self) -> int:
+        """Targets of one row."""
+        return self.length - self.first_target
 
 
-def single_spans(offsets: np.ndarray, max_items: int) -> Spans:
-    """One window for every (history, next item); histories cut to the last `max_items`."""
-    lengths = np.diff(offsets)
-    count = np.maximum(lengths - 1, 0)
-    user = np.repeat(np.arange(len(lengths)), count)
-    target = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count) + 1
-    history = np.minimum(target, max_items)
-    return Spans(offsets[user] + target - history, history + 1, history)
+Part = tuple[int, Tensor]
+"number of a group, and some of its rows"
 
 
 class WindowBatches:
-    """Steps of about `batch_size` targets from flat sequences (`offsets` (U+1,), `items` (n,))."""
+    """Steps of about `batch_size` x `accumulate` targets from flat sequences (`offsets` (U+1,), `items` (n,)).
+
+    No batch of a step holds more than `batch_size` targets over all ranks, unless one row does. `user_U`: the bucket
+    of each user's embedding.
+    """
 
     def __init__(
         self,
@@ -76,70 +67,116 @@ class WindowBatches:
         max_items: int,
         batch_size: int,
         seed: int,
+        accumulate: int = 1,
+        subsample: bool = False,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        user_U: Tensor | None = None,
         device: torch.device | str = "cpu",
     ):
-        spans = (causal_spans if causal else single_spans)(offsets, max_items)
-        if not len(spans.start):
+        self.offsets, self.max_items, self.causal, self.subsample = offsets, max_items, causal, subsample
+        self.batch_size, self.step_size, self.seed = batch_size, batch_size * accumulate, seed
+        self.augmentation, self.user_U, self.device = augmentation, user_U, device
+        self.items = torch.from_numpy(np.asarray(items, dtype=np.int64))
+        targets = np.maximum(np.diff(offsets) - 1, 0)
+        self.num_targets = int(np.count_nonzero(targets) if subsample else targets.sum())
+        if not self.num_targets:
             raise InputError("no training targets: every user has fewer than two training items")
-        self.batch_size, self.seed = batch_size, seed
-        self.groups = list(_groups(spans, items, device))
-        self.num_targets = int((spans.length - spans.first_target).sum())
+        changing = subsample or augmentation.crop or augmentation.reorder
+        self._fixed = None if changing else self._grouped(self._spans(_generator(seed, 0)), None)
 
     def steps(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Step]:
         """The steps of an epoch as rank `rank` of `world` sees them: every row of a batch goes to one rank."""
-        for parts in self._plan(epoch):
+        rng = _generator(self.seed, epoch)
+        groups = self._groups(rng)
+        for parts in self._plan(groups, epoch):
             windows, targets = [], 0
-            for group, rows in parts:
-                window = self.groups[group]
-                targets += len(rows) * (window.items_BL.shape[1] - window.first_target)
-                mine = rows[rank::world]
-                if len(mine):
-                    windows.append(Window(window.items_BL[mine], window.first_target))
+            for number, rows in parts:
+                group = groups[number]
+                targets += len(rows) * group.targets
+                for chunk in rows.split(max(1, self.batch_size // group.targets)):
+                    window = self._window(group, chunk, slice(rank, None, world), rng)
+                    if len(window.items_BL):
+                        windows.append(window)
             yield Step(windows, targets)
 
     def num_steps(self, epoch: int) -> int:
-        return len(self._plan(epoch))
+        return len(self._plan(self._groups(_generator(self.seed, epoch)), epoch))
 
-    def _plan(self, epoch: int) -> list[list[tuple[int, Tensor]]]:
+    # ---------------------------------------------------------------- windows
+
+    def _spans(self, rng: np.random.Generator) -> Spans:
+        if self.subsample:
+            return drawn_spans(self.offsets, self.max_items, rng)
+        return (causal_spans if self.causal else single_spans)(self.offsets, self.max_items)
+
+    def _groups(self, rng: np.random.Generator) -> list[Group]:
+        if self._fixed is not None:
+            return self._fixed
+        spans, runs = self._spans(rng), None
+        if self.augmentation.crop:
+            spans = crop(spans, self.augmentation.crop, rng)
+        if self.augmentation.reorder:
+            spans, runs = reorder(spans, self.augmentation.reorder, rng)
+        return self._grouped(spans, runs)
+
+    def _grouped(self, spans: Spans, runs: Runs | None) -> list[Group]:
+        """Windows gathered by length and first target."""
+        kind = spans.length * (self.max_items + 2) + spans.first_target
+        order = np.argsort(kind, kind="stable")
+        groups = []
+        for rows in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1):
+            start_R = spans.start[rows]
+            some = Runs(runs.begin[rows], runs.length[rows]) if runs and runs.length[rows].any() else None
+            user_R = None if self.user_U is None else np.searchsorted(self.offsets, start_R, side="right") - 1
+            groups.append(Group(start_R, int(spans.length[rows[0]]), int(spans.first_target[rows[0]]), some, user_R))
+        return groups
+
+    def _window(self, group: Group, rows: Tensor, mine: slice, rng: np.random.Generator) -> Window:
+        """Rows `mine` of `rows`. All rows draw, so that every rank uses the generator alike."""
+        row_B, columns, hidden_BL = rows.numpy(), np.arange(group.length), None
+        if group.runs:
+            runs = Runs(group.runs.begin[row_B], group.runs.length[row_B])
+            columns = shuffled_columns(runs, group.length, rng)[mine]
+        if self.augmentation.mask:
+            hidden = hidden_items(len(row_B), group.length, self.augmentation.mask, rng)[mine]
+            hidden_BL = torch.from_numpy(hidden).to(self.device)
+        row_B = row_B[mine]
+        place_BL = torch.from_numpy(group.start_R[row_B][:, None] + columns)
+        user_B = None
+        if self.user_U is not None and group.user_R is not None:
+            user_B = self.user_U[torch.from_numpy(group.user_R[row_B])].to(self.device)
+        return Window(self.items[place_BL].to(self.device), group.first_target, user_B, hidden_BL)
+
+    # ------------------------------------------------------------------ steps
+
+    def _plan(self, groups: list[Group], epoch: int) -> list[list[Part]]:
         """Shuffled rows of every group in full steps; what is left of the groups is packed together into steps."""
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        full: list[list[tuple[int, Tensor]]] = []
-        rest: list[tuple[int, Tensor]] = []
-        for index, window in enumerate(self.groups):
-            rows = torch.randperm(window.items_BL.shape[0], generator=generator)
-            targets = window.items_BL.shape[1] - window.first_target
-            for chunk in rows.split(max(1, self.batch_size // targets)):
-                if len(chunk) * targets * 2 > self.batch_size:
+        full: list[list[Part]] = []
+        rest: list[Part] = []
+        for index, group in enumerate(groups):
+            rows = torch.randperm(len(group.start_R), generator=generator)
+            for chunk in rows.split(max(1, self.step_size // group.targets)):
+                if len(chunk) * group.targets * 2 > self.step_size:
                     full.append([(index, chunk)])
                 else:
                     rest.append((index, chunk))
-        steps = full + self._pack(rest, generator)
+        steps = full + self._packed(rest, groups, generator)
         order = torch.randperm(len(steps), generator=generator).tolist()
         return [steps[i] for i in order]
 
-    def _pack(self, rest: list[tuple[int, Tensor]], generator: torch.Generator) -> list[list[tuple[int, Tensor]]]:
-        steps: list[list[tuple[int, Tensor]]] = []
+    def _packed(self, rest: list[Part], groups: list[Group], generator: torch.Generator) -> list[list[Part]]:
+        steps: list[list[Part]] = []
         room = 0
         for i in torch.randperm(len(rest), generator=generator).tolist():
-            group, rows = rest[i]
-            window = self.groups[group]
-            targets = len(rows) * (window.items_BL.shape[1] - window.first_target)
+            number, rows = rest[i]
+            targets = len(rows) * groups[number].targets
             if targets > room:
                 steps.append([])
-                room = self.batch_size
-            steps[-1].append((group, rows))
+                room = self.step_size
+            steps[-1].append((number, rows))
             room -= targets
         return steps
-
-
-def _groups(spans: Spans, items: np.ndarray, device: torch.device | str) -> Iterator[Window]:
-    """Windows gathered by length and first target, each group one tensor (rows, L)."""
-    flat = torch.from_numpy(np.asarray(items, dtype=np.int64)).to(device)
-    kinds, group = np.unique(np.stack([spans.length, spans.first_target]), axis=1, return_inverse=True)
-    for index in range(kinds.shape[1]):
-        start = torch.from_numpy(spans.start[group == index].astype(np.int64)).to(device)
-        length, first_target = (int(value) for value in kinds[:, index])
-        yield Window(flat[start[:, None] + torch.arange(length, device=device)], first_target)
 
 
 class RowBatches:
@@ -156,6 +193,10 @@ class RowBatches:
 
     def num_steps(self, epoch: int) -> int:
         return -(-len(self.rows) // self.batch_size)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng(_mix(seed, epoch))
 
 
 def _mix(seed: int, epoch: int) -> int:

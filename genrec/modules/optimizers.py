@@ -7,46 +7,53 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genrec.modules.muon import Muon
+
 BETAS = (0.9, 0.98)
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 
 
 def build_optimizers(
     model: nn.Module, kind: str, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the matrices of the blocks and AdamW for the rest.
+    """AdamW for everything, or Muon for the matrices of encoder and decoder and AdamW for the rest.
 
-    Norms, biases and vectors are not decayed. Muon's update is scaled to AdamW's size, so that one learning rate
-    serves both.
+    Norms, biases and vectors are not decayed.
     """
     matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if kind == "muon" and parameter.ndim == 2 and name.startswith(("encoder.", "decoder.")):
+        if kind == "muon" and parameter.ndim == 2 and {"encoder", "decoder"} & set(name.split(".")[:-1]):
             matrices.append(parameter)
         else:
             (decayed if parameter.ndim == 2 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay))
     return optimizers
 
 
 def rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Factor on the learning rate at optimizer step `step` (from 0): linear warm-up, then constant or cosine to zero.
+    """Factor on the learning rate at optimizer step `step` (from 0): linear warm-up to one, then the schedule.
 
-    A warm-up longer than a tenth of the run is cut to that, so that short trials of a sweep train at all.
+    `constant` stays, `cosine` and `linear` fall to zero at the last step, `inverse_sqrt` falls with the root of the
+    step. A warm-up longer than a tenth of the run is cut to that, so that short trials of a sweep train at all.
     """
     warmup = min(warmup_steps, max(1, total_steps // 10))
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if schedule == "inverse_sqrt":
+        return math.sqrt(max(1, warmup) / (step + 1))
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    raise ValueError(f"schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

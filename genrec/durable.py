@@ -1,0 +1,41 @@
+"""Files that survive a crash: a reader finds the old content or the new, never a part.
+
+Everything is written under another name, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    put(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a small file by `value` as JSON. Numbers that JSON does not know raise `ValueError` before anything."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def put(partial: Path, path: Path) -> None:
+    """Rename a flushed file or a folder of flushed files to its final name."""
+    os.replace(partial, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Make a file, or the renames and creations in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

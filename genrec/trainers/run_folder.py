@@ -1,0 +1,93 @@
+"""What a training run keeps on disk: its last two checkpoints, and `metrics.jsonl` with one row an epoch.
+
+Only the first rank writes; every rank reads, so the folder must be one that all of them see.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genrec.checkpoint import latest_generation, save_generation
+from genrec.errors import InputError
+from genrec.ranks import rank_and_world, sum_over_ranks
+from genrec.trainers.stepping import Stepper
+
+logger = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Fitted:
+    """What training leaves: one row of metrics an epoch, the best row, and the weights of that epoch."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RunFolder:
+    """Checkpoints below `path` (none when it is None), at least `interval` seconds apart."""
+
+    def __init__(self, path: Path | None, interval: float):
+        self.path, self.interval, self.saved_at = path, interval, time.monotonic()
+
+    def resume(self, model: nn.Module, stepper: Stepper, fitted: Fitted) -> tuple[int, int]:
+        """Load the newest whole checkpoint into all parts; returns the epochs and optimizer steps that are done."""
+        found = latest_generation(self.path, logger.warning) if self.path else None
+        epoch = found[1]["epoch"] if found else 0
+        _same_on_all_ranks(epoch, self.path)
+        if found is None:
+            return 0, 0
+        tensors, facts = found
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(":")
+            parts[part][key] = tensor
+        model.load_state_dict(parts["model"])
+        stepper.restore(parts["optimizer"], facts["scaler"])
+        fitted.rows, fitted.best, fitted.best_weights = facts["rows"], facts["best"], parts["best"]
+        changed = [f"{key} {facts[key]} -> {value}" for key, value in _circumstances().items() if facts[key] != value]
+        if changed:
+            logger.warning("continuing, but not bit-exact: %s", ", ".join(changed))
+        logger.info("continuing after epoch %d", epoch)
+        return epoch, facts["step"]
+
+    def save(self, model: nn.Module, stepper: Stepper, fitted: Fitted, epoch: int, step: int, *, last: bool) -> None:
+        """Write a checkpoint if one is due."""
+        due = last or time.monotonic() - self.saved_at >= self.interval
+        if self.path is None or not due or rank_and_world()[0] > 0:
+            return
+        optimizer, scaler = stepper.state()
+        tensors = {f"model:{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"best:{name}": tensor for name, tensor in fitted.best_weights.items()}
+        tensors |= {f"optimizer:{name}": tensor for name, tensor in optimizer.items()}
+        facts = {"epoch": epoch, "step": step, "rows": fitted.rows, "best": fitted.best, "scaler": scaler}
+        save_generation(self.path, epoch, tensors, facts | _circumstances())
+        self.saved_at = time.monotonic()
+
+    def write_rows(self, rows: list[dict[str, Any]], *, anew: bool = False) -> None:
+        """Append rows of metrics; `anew` starts the file again, as a resumed run does with the rows it goes on from."""
+        if self.path is None or rank_and_world()[0] > 0:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / METRICS, "w" if anew else "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _circumstances() -> dict[str, Any]:
+    """What the bits of a run depend on beside its settings."""
+    return {"threads": torch.get_num_threads(), "world": rank_and_world()[1], "torch": torch.__version__}
+
+
+def _same_on_all_ranks(epoch: int, path: Path | None) -> None:
+    rank, world = rank_and_world()
+    if sum_over_ranks([epoch, epoch * epoch]) != [epoch * world, epoch * epoch * world]:
+        raise InputError(f"rank {rank} found the checkpoint of epoch {epoch} in {path}, another rank that of another")
