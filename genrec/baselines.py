@@ -1,8 +1,8 @@
 """Baselines that every report prints: most popular items, and item-to-item co-occurrence tuned on validation.
 
 Both see exactly what a model sees. Two footings are told apart by `fit`: counts of `train` items only, as a model is
-trained, or of `train+validation`; on the test split the validation item is part of the history on both. Hits are item
-hits over all users; equal scores are ordered by item id.
+trained, or of `train+validation`; on the test split the validation item is part of the history on both. Both are
+rankers (`genrec.ranking`), so that they are measured, blended and asked for recommendations as a model is.
 
 Shape letters: B users of a batch, N items of the catalogue.
 """
@@ -12,22 +12,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from genrec.data.interactions import Histories, Interactions, Split
-from genrec.modules.metrics import MetricSums, ranking_metrics, top_k_items
+from genrec.data.interactions import Fit, Histories, Interactions, Split
+from genrec.modules.metrics import MetricSums, ranking_metrics
+from genrec.ranking import Ranker, Seen, measure_rankers, seen_pairs, target_ranks, user_batches, without_seen
 
-Fit = Literal["train", "train+validation"]
-Seen = Literal["keep", "exclude"]
 HISTORY = 20
 "most recent items of a history that item-to-item reads"
 WINDOWS, DECAYS, CORRECTIONS = (3, 5, 10), (0.3, 0.5, 0.7, 0.8, 0.9), (0.0, 0.25, 0.5)
-_BATCH = 1024
-"histories whose scores are held at once"
-_WITHHELD: dict[str, int] = {"train": 2, "train+validation": 1}
 
 
 @dataclass(frozen=True)
@@ -44,66 +39,68 @@ class ItemToItemSettings:
     "scores are divided by popularity**correction"
 
 
-class Baseline(Protocol):
-    """What reports and recommendations need of a baseline."""
-
-    def scores(self, histories: Histories) -> np.ndarray:
-        """(B, N) float64 scores of 0 or more; higher is better, equal scores rank by item id."""
-        ...
-
-    def target_ranks(self, histories: Histories, target_B: np.ndarray, seen: Seen = "keep") -> np.ndarray:
-        """(B,) 0-based place of each target in the ranking of the catalogue; -1 where it is excluded as seen."""
-        ...
-
-
 class MostPopular:
-    """Items by their number of interactions, the same list for everybody."""
+    """Items by their number of interactions, the same list for everybody; an item without any is not listed."""
 
-    def __init__(self, offsets: np.ndarray, items: np.ndarray, num_items: int):
-        self.counts_N = np.bincount(items, minlength=num_items).astype(np.float64)
-        self.place_N = np.empty(num_items, dtype=np.int64)
-        self.place_N[np.argsort(-self.counts_N, kind="stable")] = np.arange(num_items)
+    def __init__(self, counts_N: np.ndarray):
+        self.counts_N = counts_N.astype(np.float64)
+        order = np.argsort(-self.counts_N, kind="stable")
+        self.order = order[self.counts_N[order] > 0]
 
-    def scores(self, histories: Histories) -> np.ndarray:
-        """(B, N) counts; see `Baseline`."""
-        return np.tile(self.counts_N, (len(histories), 1))
+    @classmethod
+    def fit(cls, offsets: np.ndarray, items: np.ndarray, num_items: int) -> MostPopular:
+        """Count the items of flat sequences."""
+        return cls(np.bincount(items, minlength=num_items))
 
-    def target_ranks(self, histories: Histories, target_B: np.ndarray, seen: Seen = "keep") -> np.ndarray:
-        """See `Baseline`."""
-        rank_B = self.place_N[target_B]
-        if seen == "keep":
-            return rank_B
-        row, item = _distinct_seen(histories, len(self.place_N))
-        ahead = row[self.place_N[item] < rank_B[row]]
-        rank_B = rank_B - np.bincount(ahead, minlength=len(target_B))
-        rank_B[row[item == target_B[row]]] = -1
-        return rank_B
+    def scores(
+        self, histories: Histories, k: int, seen: Seen = "keep", users: Sequence[str] | None = None
+    ) -> sparse.csr_array:
+        """(B, N) counts of the first `k` items of the list; see `Ranker`."""
+        size, num_items = len(histories), len(self.counts_N)
+        longest = int((histories.ends - histories.starts).max(initial=0)) if seen == "exclude" else 0
+        items_BX = np.tile(self.order[: k + longest], (size, 1))
+        listed_BX = np.ones(items_BX.shape, dtype=bool)
+        if seen == "exclude":
+            row, item = seen_pairs(histories)
+            seen_BN = np.zeros((size, num_items), dtype=bool)
+            seen_BN[row, item] = True
+            listed_BX = ~np.take_along_axis(seen_BN, items_BX, axis=1)
+        listed_BX &= np.cumsum(listed_BX, axis=1) <= k
+        offsets = np.concatenate([[0], np.cumsum(listed_BX.sum(axis=1))])
+        items = items_BX[listed_BX]
+        return sparse.csr_array((self.counts_N[items], items, offsets), shape=(size, num_items))
 
 
 class ItemToItem:
     """Score of a candidate: sum over the last `HISTORY` items of decay**age times how often and closely it followed."""
 
-    def __init__(self, offsets: np.ndarray, items: np.ndarray, num_items: int, settings: ItemToItemSettings):
-        self.settings = settings
+    def __init__(self, counts_NN: sparse.csr_array, discount_N: np.ndarray, settings: ItemToItemSettings):
+        """Counts as `fit` makes them, and what every item's score is multiplied by."""
+        self.counts_NN, self.discount_N, self.settings = counts_NN, discount_N, settings
+
+    @classmethod
+    def fit(cls, offsets: np.ndarray, items: np.ndarray, num_items: int, settings: ItemToItemSettings) -> ItemToItem:
+        """Count the pairs of flat sequences."""
         counts_NN = pair_counts(offsets, items, num_items, settings.window)
-        self.counts_NN = _symmetric(counts_NN) if settings.symmetric else counts_NN
-        self.discount_N = _popularity_discount(items, num_items, settings.correction)
+        counts_NN = _symmetric(counts_NN) if settings.symmetric else counts_NN
+        return cls(counts_NN, _popularity_discount(items, num_items, settings.correction), settings)
 
-    def scores(self, histories: Histories) -> np.ndarray:
-        """(B, N) scores; see `Baseline`."""
-        return self._sparse_scores(histories).toarray()
-
-    def target_ranks(self, histories: Histories, target_B: np.ndarray, seen: Seen = "keep") -> np.ndarray:
-        """See `Baseline`."""
-        ranks = [np.empty(0, dtype=np.int64)]
-        for part in _batches(len(histories)):
-            chunk = histories.take(part)
-            ranks.append(_sparse_ranks(self._sparse_scores(chunk), chunk, target_B[part], seen))
-        return np.concatenate(ranks)
-
-    def _sparse_scores(self, histories: Histories) -> sparse.csr_array:
+    def scores(
+        self, histories: Histories, k: int, seen: Seen = "keep", users: Sequence[str] | None = None
+    ) -> sparse.csr_array:
+        """(B, N) scores of all items that ever followed one of the history; see `Ranker`."""
         weights_BN = _history_weights(histories, len(self.discount_N), self.settings.decay)
-        return _scale_columns(weights_BN @ self.counts_NN, self.discount_N)
+        scores_BN = sparse.csr_array(weights_BN @ self.counts_NN)
+        if seen == "exclude":
+            scores_BN = without_seen(scores_BN, histories)
+        return _scale_columns(scores_BN, self.discount_N)
+
+    def with_new_items(self, count: int) -> ItemToItem:
+        """The same counts for a catalogue with `count` more items, which nothing is known of."""
+        size = len(self.discount_N) + count
+        offsets = np.append(self.counts_NN.indptr, np.full(count, self.counts_NN.nnz))
+        counts_NN = sparse.csr_array((self.counts_NN.data, self.counts_NN.indices, offsets), shape=(size, size))
+        return ItemToItem(counts_NN, np.append(self.discount_N, np.ones(count)), self.settings)
 
 
 def pair_counts(offsets: np.ndarray, items: np.ndarray, num_items: int, window: int) -> sparse.csr_array:
@@ -118,43 +115,43 @@ def pair_counts(offsets: np.ndarray, items: np.ndarray, num_items: int, window: 
     return counts_NN
 
 
-def top_k(baseline: Baseline, histories: Histories, k: int, seen: Seen = "keep") -> np.ndarray:
-    """(B, k) item ids, best first. With `seen="exclude"` items of the history come after all others."""
-    scores_BN = baseline.scores(histories)
-    if seen == "exclude":
-        scores_BN[_distinct_seen(histories, scores_BN.shape[1])] = -1.0
-    return top_k_items(scores_BN, k)
-
-
 def tune_item_to_item(interactions: Interactions, seen: Seen = "keep", k: int = 10) -> ItemToItemSettings:
     """The settings with the best validation NDCG@k; counts from training items. Reads no test item.
 
-    Users whose target was never near an item of their history in anybody's sequence are skipped: it scores 0 under
-    all settings, so that its place says nothing about them.
+    Users whose target was never near an item of their history in anybody's sequence are skipped: no settings list it.
     """
-    offsets, items = interactions.training_sequences()
+    offsets, items = interactions.fit_sequences("train")
     num_items = len(interactions.catalogue)
-    histories, target_B = interactions.histories("validation"), interactions.targets("validation")
     counts = {window: pair_counts(offsets, items, num_items, window) for window in WINDOWS}
-    reachable = _reachable(histories, target_B, _symmetric(counts[max(WINDOWS)]))
-    histories, target_B = histories.take(reachable), target_B[reachable]
+    users = _reachable(interactions, _symmetric(counts[max(WINDOWS)]))
+    batches = user_batches(interactions, "validation", users)
     discounts = {beta: _popularity_discount(items, num_items, beta) for beta in CORRECTIONS}
-    k = min(k, num_items)
-    best, best_value, metric = ItemToItemSettings(), -1.0, f"ndcg@{k}"
+    best, best_value = ItemToItemSettings(), -1.0
     for window, symmetric, decay in itertools.product(WINDOWS, (False, True), DECAYS):
         counts_NN = _symmetric(counts[window]) if symmetric else counts[window]
         measured = {beta: MetricSums() for beta in CORRECTIONS}
-        for part in _batches(len(histories)):
-            chunk = histories.take(part)
-            scores_BN = _history_weights(chunk, num_items, decay) @ counts_NN
+        for histories, target_B, _ in batches:
+            scores_BN = sparse.csr_array(_history_weights(histories, num_items, decay) @ counts_NN)
+            if seen == "exclude":
+                scores_BN = without_seen(scores_BN, histories)
             for beta, discount_N in discounts.items():
-                rank_B = _sparse_ranks(_scale_columns(scores_BN, discount_N), chunk, target_B[part], seen)
-                measured[beta].merge(ranking_metrics(rank_B, [k], num_items))
+                rank_B = target_ranks(_scale_columns(scores_BN, discount_N), target_B)
+                measured[beta].merge(ranking_metrics(rank_B, [k], k))
         for beta, sums in measured.items():
-            value = sums.sums.get(metric, 0.0)
+            value = sums.sums.get(f"ndcg@{k}", 0.0)
             if value > best_value:
                 best, best_value = ItemToItemSettings(window, decay, symmetric, beta), value
     return best
+
+
+def fit_baselines(interactions: Interactions, fit: Fit, settings: ItemToItemSettings) -> dict[str, Ranker]:
+    """`most_popular` and `item_to_item` with the counts of `fit`: `train`, or `train+validation`."""
+    offsets, items = interactions.fit_sequences(fit)
+    num_items = len(interactions.catalogue)
+    return {
+        "most_popular": MostPopular.fit(offsets, items, num_items),
+        "item_to_item": ItemToItem.fit(offsets, items, num_items, settings),
+    }
 
 
 def evaluate_baselines(
@@ -165,32 +162,20 @@ def evaluate_baselines(
     fit: Fit = "train",
     settings: ItemToItemSettings | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Recall@K and NDCG@K of `most_popular` and `item_to_item` over all users.
+    """Metrics of `most_popular` and `item_to_item` over all users that have a target in `split`.
 
     Args:
         fit: whose counts the baselines hold. On the validation split only `train` is honest.
         settings: of item-to-item; tuned on validation when None (`tune_item_to_item`).
     """
-    if fit not in _WITHHELD:
-        raise ValueError(f"fit must be one of {list(_WITHHELD)}, got {fit!r}")
     if split == "validation" and fit != "train":
         raise ValueError("fit 'train+validation' has counted the targets of the validation split; use fit 'train'")
-    histories, target_B = interactions.histories(split), interactions.targets(split)
-    offsets, items = interactions.sequences(withheld=_WITHHELD[fit])
-    num_items = len(interactions.catalogue)
-    settings = settings or tune_item_to_item(interactions, seen)
-    baselines: dict[str, Baseline] = {
-        "most_popular": MostPopular(offsets, items, num_items),
-        "item_to_item": ItemToItem(offsets, items, num_items, settings),
-    }
-    return {
-        name: ranking_metrics(baseline.target_ranks(histories, target_B, seen), ks, num_items).result()
-        for name, baseline in baselines.items()
-    }
+    rankers = fit_baselines(interactions, fit, settings or tune_item_to_item(interactions, seen))
+    return measure_rankers(rankers, interactions, split, ks, seen)
 
 
 def _symmetric(counts_NN: sparse.csr_array) -> sparse.csr_array:
-    return (counts_NN + counts_NN.T).tocsr()
+    return sparse.csr_array(counts_NN + counts_NN.T)
 
 
 def _history_weights(histories: Histories, num_items: int, decay: float) -> sparse.csr_array:
@@ -208,50 +193,13 @@ def _scale_columns(scores_BN: sparse.csr_array, factor_N: np.ndarray) -> sparse.
     return sparse.csr_array((scaled, scores_BN.indices, scores_BN.indptr), shape=scores_BN.shape)
 
 
-def _reachable(histories: Histories, target_B: np.ndarray, counts_NN: sparse.csr_array) -> np.ndarray:
-    """Indices of the users whose target has a count with at least one of the recent items of their history."""
+def _reachable(interactions: Interactions, counts_NN: sparse.csr_array) -> np.ndarray:
+    """Users whose validation target has a count with at least one of the recent items of their history."""
+    users = interactions.users_of("validation")
+    histories, target_B = interactions.histories("validation").take(users), interactions.targets("validation")[users]
     offsets, items, _ = histories.recent(HISTORY)
     owner = np.repeat(np.arange(len(histories)), np.diff(offsets))
     pair_rows = np.repeat(np.arange(counts_NN.shape[0], dtype=np.int64), np.diff(counts_NN.indptr))
     known = pair_rows * counts_NN.shape[1] + counts_NN.indices
     wanted = items.astype(np.int64) * counts_NN.shape[1] + target_B[owner]
-    return np.unique(owner[np.isin(wanted, known)])
-
-
-def _distinct_seen(histories: Histories, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and items of the whole histories, every item once a row."""
-    offsets, items, _ = histories.recent()
-    rows = np.repeat(np.arange(len(histories), dtype=np.int64), np.diff(offsets))
-    keys = np.unique(rows * num_items + items)
-    return keys // num_items, keys % num_items
-
-
-def _sparse_ranks(scores_BN: sparse.csr_array, histories: Histories, target_B: np.ndarray, seen: Seen) -> np.ndarray:
-    """(B,) places of the targets by score, then item id; the same as a dense ranking, from the stored entries alone."""
-    size, num_items = scores_BN.shape
-    rows = np.repeat(np.arange(size), np.diff(scores_BN.indptr))
-    columns, values = scores_BN.indices, scores_BN.data
-    if seen == "exclude":
-        seen_row, seen_item = _distinct_seen(histories, num_items)
-        seen_BN = np.zeros((size, num_items), dtype=bool)
-        seen_BN[seen_row, seen_item] = True
-        fresh = ~seen_BN[rows, columns]
-        rows, columns, values = rows[fresh], columns[fresh], values[fresh]
-    target_column = target_B[rows]
-    target_score_B = np.zeros(size)
-    at_target = columns == target_column
-    target_score_B[rows[at_target]] = values[at_target]
-    target_value, before = target_score_B[rows], columns < target_column
-    rank_B = np.bincount(rows[(values > target_value) | ((values == target_value) & before)], minlength=size)
-    # A target without a score stands, by id, among the other items that have neither a score nor been seen.
-    taken_B = np.bincount(rows[before], minlength=size)
-    if seen == "exclude":
-        taken_B += np.bincount(seen_row[seen_item < target_B[seen_row]], minlength=size)
-    rank_B = np.where(target_score_B > 0, rank_B, rank_B + target_B - taken_B)
-    if seen == "exclude":
-        rank_B[seen_BN[np.arange(size), target_B]] = -1
-    return rank_B
-
-
-def _batches(size: int) -> list[slice]:
-    return [slice(start, start + _BATCH) for start in range(0, size, _BATCH)]
+    return users[np.unique(owner[np.isin(wanted, known)])]

@@ -1,80 +1,197 @@
-"""What a model's numbers stand beside: baselines, and the oracle where the truth of the data is known.
+"""What a model's numbers stand beside: baselines, a blend with them, and the oracle where the truth is known.
 
 Two footings are never mixed. `most_popular` and `item_to_item` are fit on training items, as the model is;
-`item_to_item_refit` has also counted the validation items, which is an advantage on the test split.
+`item_to_item_refit` has also counted the validation items, which is an advantage on the test split, and a blend with it
+has the same. Nor are the two protocols `seen: keep` and `seen: exclude`: a table is of one of them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.baselines import evaluate_baselines, tune_item_to_item
-from genrec.checkpoint import write_json
+from genrec.baselines import ItemToItemSettings, evaluate_baselines, fit_baselines, tune_item_to_item
+from genrec.blending import Blend, choose_weight
 from genrec.config import RunConfig, content_hash, validate_config
 from genrec.data.interactions import Interactions, Split
 from genrec.data.synthetic import SyntheticTruth, oracle
-from genrec.evaluation import evaluate
+from genrec.durable import write_json
+from genrec.evaluation import BeamRanker, agreement, evaluate, invalid_id_rate, sample_users
+from genrec.models.tiger import Tiger
 from genrec.pipeline import open_interactions, open_tiger, pick_device, run_pipeline, stage_keys
+from genrec.ranking import KnownLists, Ranker, Seen, measure_rankers
 from genrec.trie import Trie
 
 logger = logging.getLogger(__name__)
+BASELINES = ("most_popular", "item_to_item", "item_to_item_refit")
+"in the order of a table"
+WEIGHT_USERS = 5000
+"most users of the validation split that a blend's weight is chosen on"
+INVALID_USERS, AGREEMENT_USERS = 2000, 50
+"users on which decoding is looked into; exact scores of a whole catalogue take half a second a user"
 
 
 def measure_references(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str, Any]:
     """`{"baselines": {name: metrics}, "oracle": metrics or None}` on all users of `split`; measured once a dataset."""
-    run_pipeline(config, store, until="dataset")
-    keys = stage_keys(config)
-    settings = {"code": 1, "ks": config.evaluation.ks, "seen": config.evaluation.seen, "split": split}
-    key = content_hash({"dataset": keys["dataset"], **settings})
-
-    def build(folder: Path) -> dict[str, Any]:
-        write_json(folder / "references.json", _measure(config, open_interactions(store, keys), split))
-        return settings
-
-    folder, _ = store.ensure("references", key, build, logger.info)
-    return json.loads((folder / "references.json").read_text())
+    settings = {"ks": config.evaluation.ks, "seen": config.evaluation.seen, "split": split}
+    return _remember(config, store, "references", 2, settings, lambda: _measure(config, store, split))
 
 
-def _measure(config: RunConfig, interactions: Interactions, split: Split) -> dict[str, Any]:
-    ks, seen = config.evaluation.ks, config.evaluation.seen
-    settings = tune_item_to_item(interactions, seen)
-    fitted = evaluate_baselines(interactions, split, ks, seen, "train", settings)
-    baselines: dict[str, Any] = {name: metrics | {"fit": "train"} for name, metrics in fitted.items()}
-    if split == "test":
-        refit = evaluate_baselines(interactions, split, ks, seen, "train+validation", settings)
-        baselines["item_to_item_refit"] = refit["item_to_item"] | {"fit": "train+validation"}
-    truth = None
-    if config.dataset.source == "synthetic":
-        truth = oracle(interactions, SyntheticTruth.from_config(config.dataset.synthetic), split, ks, seen)
-    return {"baselines": baselines, "oracle": truth}
+def tuned_item_to_item(config: RunConfig, store: ArtifactStore) -> ItemToItemSettings:
+    """The settings of item-to-item that are best on validation, found once a dataset and protocol."""
+    seen = config.evaluation.seen
+
+    def tune() -> dict[str, Any]:
+        return asdict(tune_item_to_item(open_interactions(store, stage_keys(config)), seen))
+
+    return ItemToItemSettings(**_remember(config, store, "item_to_item", 1, {"seen": seen}, tune))
 
 
-def measure_bundle(bundle: Path, store: ArtifactStore, split: Split) -> dict[str, Any]:
-    """Metrics of a bundle on all users of `split`, beside the references, and the protocol they were taken under."""
+def chosen_weight(config: RunConfig, store: ArtifactStore, model: Tiger, tiger_key: str) -> dict[str, Any]:
+    """`{"weight": of the model in its blend with item-to-item, "ndcg": {weight: validation NDCG}}`, chosen once.
+
+    Chosen on validation with counts of training items, whatever the blend is to count later.
+    """
+    k, evaluation = max(config.evaluation.ks), config.evaluation
+    settings = {"tiger": tiger_key, "seen": evaluation.seen, "beam": evaluation.beam_size, "k": k}
+
+    def choose() -> dict[str, Any]:
+        interactions = open_interactions(store, stage_keys(config))
+        baseline = fit_baselines(interactions, "train", tuned_item_to_item(config, store))["item_to_item"]
+        ranker = BeamRanker(model, _trie(model), evaluation.beam_size, batch_size=evaluation.batch_size)
+        users = sample_users(interactions.users_of("validation"), WEIGHT_USERS)
+        weight, values = choose_weight(ranker, baseline, interactions, evaluation.seen, k, users)
+        return {"weight": weight, f"ndcg@{k}": {str(tried): value for tried, value in values.items()}}
+
+    return _remember(config, store, "blend", 1, settings, choose)
+
+
+def measure_bundle(bundle: Path, store: ArtifactStore, split: Split, seen: Seen | None = None) -> dict[str, Any]:
+    """A bundle on all users of `split`, beside its blends and the references, under one protocol.
+
+    `seen`: `keep` or `exclude`; as the bundle was trained to be evaluated when None. Returns `rows`, the `protocol`
+    they were taken under, the `blend`'s weight, and what unconstrained and exact `decoding` tell on a sample of users.
+    """
     model, facts = open_tiger(bundle, pick_device())
-    config = validate_config(facts["config"])
+    trained = validate_config(facts["config"])
+    evaluation = trained.evaluation.model_copy(update={"seen": seen or trained.evaluation.seen})
+    config = trained.model_copy(update={"evaluation": evaluation})
     references = measure_references(config, store, split)
     interactions = open_interactions(store, stage_keys(config))
-    trie = Trie(model.codes_NC)
-    metrics = evaluate(model, trie, interactions, split, config.evaluation, facts["tuple_levels"])
-    rows = {"tiger": metrics}
-    rows |= {f"{name} (fit: {row.pop('fit')})": row for name, row in references["baselines"].items()}
+    trie, known = _trie(model), KnownLists(interactions.users, len(interactions.catalogue), evaluation.seen)
+    metrics = evaluate(model, trie, interactions, split, evaluation, facts["tuple_levels"], known=known)
+    blend = chosen_weight(config, store, model, stage_keys(trained)["tiger"])
+    rows = {"tiger": metrics} | _measure_blends(config, store, split, known, blend["weight"])
+    for name in (name for name in BASELINES if name in references["baselines"]):
+        row = references["baselines"][name]
+        rows[f"{name} (fit: {row.pop('fit')})"] = row
     if references["oracle"]:
         rows["oracle"] = references["oracle"]
-    return {"rows": rows, "protocol": protocol(config, interactions, split)}
+    return {
+        "rows": rows,
+        "protocol": protocol(config, interactions, split) | {"seed": config.seed},
+        "blend": blend,
+        "decoding": _look_into_decoding(config, model, trie, interactions, split),
+    }
 
 
 def protocol(config: RunConfig, interactions: Interactions, split: Split) -> dict[str, Any]:
     """What every number must carry."""
     return {
         "split": split,
+        "divided": config.dataset.split,
         "hit": "item",
         "beam": config.evaluation.beam_size,
         "seen": config.evaluation.seen,
-        "users": len(interactions),
+        "users": len(interactions.users_of(split)),
         "catalogue": interactions.catalogue.hash,
     }
+
+
+def table_lines(measured: dict[str, Any]) -> list[str]:
+    """What `measure_bundle` returns, as text: item-level numbers, tuple-level ones apart, the protocol."""
+    rows = measured["rows"]
+    columns = [name for name in rows["tiger"] if "@" in name]
+    items = [name for name in columns if not name.startswith("tuple_")]
+    tuples = [name for name in columns if name.startswith("tuple_")]
+    decoding = [f"{name} {value:.4f}" for name, value in measured["decoding"].items() if "@" in name]
+    return [
+        *_table(rows, items),
+        "",
+        "the same lists read as semantic-ID tuples, as papers count; not comparable with the rows above",
+        *_table({"tiger": rows["tiger"]}, tuples),
+        "",
+        f"blend: {measured['blend']['weight']} tiger + {1 - measured['blend']['weight']:.1f} item_to_item, "
+        "the weight chosen on validation",
+        f"decoding, on {measured['decoding']['users']} users: {'  '.join(decoding)}",
+        "  ".join(f"{name}: {value}" for name, value in measured["protocol"].items()),
+    ]
+
+
+def _measure(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str, Any]:
+    ks, seen = config.evaluation.ks, config.evaluation.seen
+    interactions, settings = open_interactions(store, stage_keys(config)), tuned_item_to_item(config, store)
+    fitted = evaluate_baselines(interactions, split, ks, seen, "train", settings)
+    baselines: dict[str, Any] = {name: metrics | {"fit": "train"} for name, metrics in fitted.items()}
+    if split == "test":
+        refit = evaluate_baselines(interactions, split, ks, seen, "train+validation", settings)
+        baselines["item_to_item_refit"] = refit["item_to_item"] | {"fit": "train+validation"}
+    truth = None
+    synthetic = config.dataset.synthetic
+    if config.dataset.source == "synthetic" and len(interactions.catalogue) == synthetic.num_items:
+        truth = oracle(interactions, SyntheticTruth.from_config(synthetic), split, ks, seen)
+    return {"baselines": baselines, "oracle": truth}
+
+
+def _measure_blends(
+    config: RunConfig, store: ArtifactStore, split: Split, model: Ranker, weight: float
+) -> dict[str, dict[str, float]]:
+    """The model with item-to-item, one row a footing: counts of training items, and on test of validation too."""
+    interactions, settings = open_interactions(store, stage_keys(config)), tuned_item_to_item(config, store)
+    blends: dict[str, Ranker] = {}
+    for fit in ("train", "train+validation") if split == "test" else ("train",):
+        baseline = fit_baselines(interactions, fit, settings)["item_to_item"]
+        blends[f"blend (fit: {fit})"] = Blend(model, baseline, weight)
+    return measure_rankers(blends, interactions, split, config.evaluation.ks, config.evaluation.seen)
+
+
+def _look_into_decoding(
+    config: RunConfig, model: Tiger, trie: Trie, interactions: Interactions, split: Split
+) -> dict[str, Any]:
+    users = interactions.users_of(split)
+    some, few = sample_users(users, INVALID_USERS), sample_users(users, AGREEMENT_USERS)
+    found = invalid_id_rate(model, interactions, split, config.evaluation, some)
+    found |= agreement(model, trie, interactions, split, config.evaluation, few)
+    return found | {"users": f"{len(some)} and {len(few)}"}
+
+
+def _trie(model: Tiger) -> Trie:
+    return Trie(model.codes_NC)
+
+
+def _remember(
+    config: RunConfig, store: ArtifactStore, kind: str, code: int, settings: dict[str, Any], make: Any
+) -> dict[str, Any]:
+    """What `make` returns, kept in the store by dataset and `settings`. Raise `code` when its result changes."""
+    run_pipeline(config, store, until="dataset")
+    settings = {"dataset": stage_keys(config)["dataset"], "code": code} | settings
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_json(folder / f"{kind}.json", make())
+        return settings
+
+    folder, _ = store.ensure(kind, content_hash(settings), build, logger.info)
+    return json.loads((folder / f"{kind}.json").read_text())
+
+
+def _table(rows: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
+    left, width = max(map(len, rows)), max(10, *(len(name) + 2 for name in columns))
+    lines = [" " * left + "".join(f"{name:>{width}}" for name in columns)]
+    for name, row in rows.items():
+        cells = (f"{row[column]:.4f}" if column in row else "" for column in columns)
+        lines.append(f"{name:{left}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines

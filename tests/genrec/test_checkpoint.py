@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import signal
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 from genrec.checkpoint import (
     MANIFEST,
+    SPARE,
     TENSORS,
     CheckpointError,
     generations,
@@ -54,8 +58,52 @@ def test_saving_again_replaces_the_whole(saved):
     tensors, facts = load_checkpoint(saved)
     assert list(tensors) == ["other"]
     assert facts == {"epoch": 4}
+    assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, SPARE]
+    save_checkpoint(saved, TENSOR_SET, FACTS)
     assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, TENSORS]
     assert [path.name for path in saved.parent.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_save_that_is_killed_at_any_moment_leaves_the_old_checkpoint_or_the_new(replace, tmp_path):
+    """Each child saves in a loop, into one folder or always another; it is killed a little later than the last."""
+    save_checkpoint(tmp_path / "0", {"x": torch.full((5000,), 0)}, {"number": 0})
+    newest = 0
+    for kills in range(30):
+        reader, writer = os.pipe()
+        process = os.fork()
+        if not process:
+            for number in range(1, 1000):
+                folder = tmp_path / ("0" if replace else f"{1000 * kills + number}")
+                save_checkpoint(folder, {"x": torch.full((5000,), number)}, {"number": number})
+                os.write(writer, b"saved")
+            os._exit(0)
+        os.read(reader, 5)  # a slow machine may take its time to the first
+        time.sleep(0.003 * kills)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        for folder in generations(tmp_path):
+            tensors, facts = load_checkpoint(folder)
+            assert tensors["x"].tolist() == [facts["number"]] * 5000
+            newest = max(newest, facts["number"])
+        os.close(reader)
+        os.close(writer)
+    assert newest > 1
+
+
+def test_a_manifest_without_the_checksum_of_its_facts_is_refused(saved):
+    manifest = json.loads((saved / MANIFEST).read_text())
+    del manifest["facts_hash"]
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="its facts do not fit their checksum"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("name", ["../c/tensors.safetensors", "/etc/passwd", "other.safetensors", ""])
+def test_a_manifest_cannot_lead_elsewhere(saved, name):
+    change_manifest(saved, tensors=name)
+    with pytest.raises(CheckpointError, match=MANIFEST):
+        load_checkpoint(saved)
 
 
 def test_tensors_that_are_views_are_saved_as_they_look(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 
 from genrec.artifacts import ArtifactStore
 from genrec.baselines import evaluate_baselines
-from genrec.comparison import measure_references, protocol
+from genrec.comparison import chosen_weight, measure_bundle, measure_references, protocol, table_lines
 from genrec.config import RunConfig, load_config
-from genrec.pipeline import make_dataset
+from genrec.evaluation import evaluate
+from genrec.pipeline import make_dataset, open_interactions, open_tiger, stage_keys
+from genrec.trie import Trie
 
 
 @pytest.fixture
@@ -45,5 +47,80 @@ def test_references_are_measured_once_and_again_under_another_protocol(config: R
 
 def test_the_protocol_names_everything_a_number_depends_on(config: RunConfig) -> None:
     facts = protocol(config, make_dataset(config), "test")
-    assert facts.keys() == {"split", "hit", "beam", "seen", "users", "catalogue"}
+    assert facts.keys() == {"split", "divided", "hit", "beam", "seen", "users", "catalogue"}
     assert facts["users"] == 60
+
+
+def test_a_catalogue_that_was_filtered_has_no_oracle(tmp_path: Path) -> None:
+    sizes = {"num_users": 60, "num_items": 60, "num_categories": 4}
+    values = {f"dataset.synthetic.{name}": size for name, size in sizes.items()}
+    filtered = load_config(None, values | {"dataset.k_core": 5})
+    assert len(make_dataset(filtered).catalogue) < 60
+    assert measure_references(filtered, ArtifactStore(tmp_path), "test")["oracle"] is None
+
+
+@pytest.fixture(scope="module")
+def measured(trained):
+    """The tiny bundle on the test split, under both protocols."""
+    return {seen: measure_bundle(trained.bundle, trained.store, "test", seen) for seen in ("keep", "exclude")}
+
+
+def test_a_table_has_the_model_its_blends_on_both_footings_the_baselines_and_the_oracle(trained, measured):
+    rows = measured["keep"]["rows"]
+    assert list(rows) == [
+        "tiger",
+        "blend (fit: train)",
+        "blend (fit: train+validation)",
+        "most_popular (fit: train)",
+        "item_to_item (fit: train)",
+        "item_to_item_refit (fit: train+validation)",
+        "oracle",
+    ]
+    columns = {f"{name}@5" for name in ("recall", "ndcg", "mrr", "coverage")}
+    assert all(columns <= row.keys() for name, row in rows.items() if name != "oracle")
+    assert {row["users"] for name, row in rows.items() if name != "oracle"} == {400}
+    assert 0 < rows["most_popular (fit: train)"]["coverage@5"] < rows["item_to_item (fit: train)"]["coverage@5"] <= 1
+    model, facts = open_tiger(trained.bundle)
+    interactions = open_interactions(trained.store, stage_keys(trained.config))
+    trie, evaluation = Trie(model.codes_NC), trained.config.evaluation
+    assert rows["tiger"] == evaluate(model, trie, interactions, "test", evaluation, facts["tuple_levels"])
+
+
+def test_the_two_protocols_are_two_tables(measured):
+    assert [found["protocol"]["seen"] for found in measured.values()] == ["keep", "exclude"]
+    for row in ("tiger", "blend (fit: train)", "item_to_item (fit: train)"):
+        assert measured["keep"]["rows"][row] != measured["exclude"]["rows"][row]
+
+
+def test_a_bundle_is_measured_as_it_was_trained_to_be_when_nothing_is_said(trained, measured):
+    assert measure_bundle(trained.bundle, trained.store, "test") == measured["keep"]
+
+
+def test_the_blend_is_at_least_as_good_as_its_parts_where_its_weight_was_chosen(trained):
+    found = measure_bundle(trained.bundle, trained.store, "validation")
+    rows = found["rows"]
+    assert "blend (fit: train+validation)" not in rows
+    assert rows["blend (fit: train)"]["ndcg@5"] == pytest.approx(max(found["blend"]["ndcg@5"].values()))
+    for part in ("tiger", "item_to_item (fit: train)"):
+        assert rows["blend (fit: train)"]["ndcg@5"] >= rows[part]["ndcg@5"]
+
+
+def test_the_weight_is_chosen_once(trained, measured):
+    model, _ = open_tiger(trained.bundle)
+    before = sorted(trained.store.root.glob("blend-*"))
+    key = stage_keys(trained.config)["tiger"]
+    assert chosen_weight(trained.config, trained.store, model, key) == measured["keep"]["blend"]
+    assert sorted(trained.store.root.glob("blend-*")) == before
+
+
+def test_the_text_shows_items_and_tuples_apart_and_what_the_numbers_depend_on(measured):
+    lines = table_lines(measured["keep"])
+    rows = measured["keep"]["rows"]
+    tiger, again = [line for line in lines if line.startswith("tiger")]
+    assert f"{rows['tiger']['recall@5']:.4f}" in tiger
+    assert f"{rows['tiger']['tuple_recall@5']:.4f}" in again
+    assert "tuple_" not in lines[0]
+    assert sum(line.startswith("blend (fit") for line in lines) == 2
+    for fact in ("seen: keep", "beam: 10", "users: 400", "seed: 0", "invalid_id_rate@5", "beam_agreement@5"):
+        assert fact in "\n".join(lines)
+    assert len({len(line) for line in lines[: len(rows) + 1]}) == 1

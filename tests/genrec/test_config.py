@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
+import genrec.config
 from genrec.config import (
     ConfigError,
     RunConfig,
     config_keys,
+    create_config,
     load_config,
     parse_overrides,
-    recipe_names,
+    recipe_files,
+    schema_text,
+    setting_path,
     validate_config,
     with_values,
 )
-from genrec.strict_yaml import YamlError, parse_yaml
+from genrec.strict_yaml import YamlError, load_yaml, parse_yaml
 
 
 def faults_of(text: str) -> list[str]:
@@ -25,34 +35,6 @@ def faults_of(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         validate_config(document.data, document)
     return caught.value.faults
-
-
-TYPOS = [
-    ("train.learning_rte", "train.learning_rate"),
-    ("train.bacth_size", "train.batch_size"),
-    ("train.weight_decy", "train.weight_decay"),
-    ("tiger.learning_rate", "train.learning_rate"),
-    ("tiger.num_head", "tiger.num_heads"),
-    ("tiger.embed_dim", "tiger.embedding_dim"),
-    ("tokeniser", "tokenizer"),
-    ("trian", "train"),
-    ("evaluation.beamsize", "evaluation.beam_size"),
-    ("tokenizer.rqvae.latent_dims", "tokenizer.rqvae.latent_dim"),
-]
-
-
-def test_unknown_keys_get_the_nearest_name_for_nine_of_ten_typos():
-    right = 0
-    for typo, meant in TYPOS:
-        *parents, name = typo.split(".")
-        data: dict = {name: 1}
-        for parent in reversed(parents):
-            data = {parent: data}
-        with pytest.raises(ConfigError) as caught:
-            validate_config(data)
-        assert caught.value.faults[0].startswith(f"{typo}: unknown key")
-        right += f"did you mean {meant!r}?" in caught.value.faults[0]
-    assert right >= 9
 
 
 def test_a_key_like_no_other_gets_no_suggestion():
@@ -111,7 +93,7 @@ def test_whole_numbers_are_accepted_for_fractions():
         ("evaluation: {ks: [5, 50], beam_size: 20}", ["beam_size (20)", "50"]),
         ("evaluation: {monitor: ndgc@10}", ["'ndgc@10'", "did you mean 'ndcg@10'?"]),
         ("evaluation: {ks: [5]}", ["'ndcg@10' is not measured"]),
-        ("dataset: {source: sequential}", ["needs a path"]),
+        ("dataset: {source: sequential}", ["'sequential'", "needs a dataset_folder"]),
         ("embeddings: {encoder: npy}", ["needs a path"]),
         ("dataset: {synthetic: {num_items: 10}}", ["num_categories (20)", "num_items (10)"]),
     ],
@@ -186,9 +168,192 @@ def test_keys_are_the_paths_of_single_settings():
     assert "tokenizer" not in keys
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_is_a_config(name):
-    assert load_config(name).hash
+def test_a_section_that_is_no_section_is_told_when_a_setting_of_it_is_overridden(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("train: 3\n")
+    with pytest.raises(ConfigError, match="train: got 3; expected a mapping"):
+        load_config(path, {"train.epochs": 3})
+
+
+def test_faults_of_overrides_and_of_the_file_are_told_together_each_with_its_place(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\n  epochs: 0\n  batch_size: 8\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"train.batch_size": 0, "tiger.dropuot": 0.1})
+    assert sorted(fault.split(" got")[0] for fault in caught.value.faults) == [
+        "--set tiger.dropuot: unknown key; did you mean 'tiger.dropout'?",
+        "--set train.batch_size:",
+        f"{path}:2: train.epochs:",
+    ]
+
+
+def test_an_override_may_give_what_the_file_lacks(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("dataset: {source: sequential}\n")
+    assert load_config(path, {"dataset.dataset_folder": "x"}).dataset.dataset_folder == "x"
+
+
+# -------------------------------------------------------------------- recipes
+
+GUIDE = {
+    "train.epochs": 5000,
+    "train.learning_rate": 3e-4,
+    "train.batch_size": 256,
+    "train.weight_decay": 0.035,
+    "tiger.embedding_dim": 128,
+    "tiger.attn_dim": 512,
+    "tiger.dropout": 0.3,
+    "tiger.num_heads": 8,
+    "tiger.n_layers": 8,
+    "tiger.max_seq_len": 512,
+    "tokenizer.num_item_embeddings": 256,
+    "tiger.num_user_embeddings": 2000,
+    "tokenizer.sem_id_dim": 3,
+    "tiger.encoder": "bidirectional",
+    "tiger.encoder_tokens": "codes",
+}
+PAPER = {
+    "tiger.n_layers": 8,
+    "tiger.embedding_dim": 128,
+    "tiger.num_heads": 6,
+    "tiger.attn_dim": 6 * 64,
+    "tiger.feedforward_dim": 1024,
+    "tiger.dropout": 0.1,
+    "tiger.num_user_embeddings": 2000,
+    "tiger.max_seq_len": 20,
+    "tiger.encoder": "bidirectional",
+    "tiger.encoder_tokens": "codes",
+    "train.schedule": "inverse_sqrt",
+    "train.warmup_steps": 10_000,
+    "train.learning_rate": 0.01,
+    "train.batch_size": 256,
+    "tokenizer.kind": "rqvae",
+    "tokenizer.rqvae.hidden_dims": [512, 256, 128],
+    "tokenizer.rqvae.latent_dim": 32,
+    "tokenizer.num_item_embeddings": 256,
+    "tokenizer.sem_id_dim": 3,
+    "tokenizer.collisions": "append",
+}
+
+
+def values_of(config: RunConfig, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: functools.reduce(getattr, key.split("."), config) for key in keys}
+
+
+@pytest.mark.parametrize(("recipe", "values"), [("seed", GUIDE), ("p5_amazon", GUIDE), ("paper", PAPER)])
+def test_a_recipe_has_the_values_of_its_source(recipe, values):
+    assert values_of(load_config(recipe), values) == values
+
+
+def test_the_recipes_are_those_that_are_promised():
+    assert set(recipe_files()) >= {"seed", "paper", "grid", "paischer", "quickstart", "beauty", "p5_amazon"}
+
+
+@pytest.mark.parametrize("path", recipe_files().values(), ids=lambda path: path.name)
+def test_every_recipe_is_a_config_that_says_what_it_is(path):
+    assert load_config(path.stem).hash
+    lines = path.read_text().splitlines()
+    if path.suffix == ".yaml":
+        named = lines.pop(0).removeprefix("# yaml-language-server: $schema=")
+        assert (path.parent / named).resolve() == SCHEMA.resolve()
+    assert lines[0].startswith("# ")
+
+
+# --------------------------------------------------------------------- schema
+
+SCHEMA = Path(genrec.config.__file__).with_name("config.schema.json")
+
+
+def test_the_schema_in_the_package_is_up_to_date():
+    """If not: genrec schema > genrec/config.schema.json"""
+    assert SCHEMA.read_text() == schema_text()
+
+
+def test_the_schema_describes_every_setting_whose_name_does_not_say_it_all():
+    sections = json.loads(SCHEMA.read_text())["$defs"]
+    assert "targets" in sections["TrainConfig"]["properties"]["batch_size"]["description"]
+    assert all("description" in section for section in sections.values())
+
+
+def test_the_schema_accepts_recipes_and_refuses_what_the_config_refuses():
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in recipe_files().values():
+        if path.suffix == ".yaml":
+            assert validator.is_valid(load_yaml(path).data), path.name
+    assert validator.is_valid(load_config("seed").to_dict())
+    for data in (
+        {"train": {"learning_rte": 1}},
+        {"train": {"epochs": 0}},
+        {"train": {"optimizer": "adam"}},
+        {"tiger": {"dropout": 1.0}},
+        {"seed": "x"},
+        {"trian": {}},
+    ):
+        assert not validator.is_valid(data), data
+        with pytest.raises(ConfigError):
+            validate_config(data)
+
+
+# ---------------------------------------------------------------- bare names
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "path"),
+    [
+        ("lr", "tiger", "train.learning_rate"),
+        ("bs", "tiger", "train.batch_size"),
+        ("model_dim", "tiger", "tiger.embedding_dim"),
+        ("batch_size", "tiger", "train.batch_size"),
+        ("epochs", "tiger", "train.epochs"),
+        ("n_layers", "tiger", "tiger.n_layers"),
+        ("seed", "tiger", "seed"),
+        ("wandb_project", "tiger", "tracking.wandb_project"),
+        ("tokenizer.rqvae.epochs", "tiger", "tokenizer.rqvae.epochs"),
+        ("lr", "rqvae", "tokenizer.rqvae.learning_rate"),
+        ("epochs", "rqvae", "tokenizer.rqvae.epochs"),
+        ("seed", "rqvae", "tokenizer.seed"),
+        ("sem_id_dim", "rqvae", "tokenizer.sem_id_dim"),
+        ("dataset_folder", "rqvae", "dataset.dataset_folder"),
+    ],
+)
+def test_a_bare_name_means_one_setting(name, model, path):
+    assert setting_path(name, model) == path
+
+
+def test_a_bare_name_that_could_mean_two_settings_is_refused_with_both():
+    with pytest.raises(ConfigError, match=r"encoder: stands for embeddings\.encoder and tiger\.encoder"):
+        setting_path("encoder")
+
+
+def test_create_config_is_the_recipe_with_what_is_given():
+    config = create_config(lr=1e-4, batch_size=128)
+    assert (config.train.learning_rate, config.train.batch_size) == (1e-4, 128)
+    assert config == load_config("seed", {"train.learning_rate": 1e-4, "train.batch_size": 128})
+    other = create_config(base="quickstart", model_dim=32, **{"tokenizer.rqvae.epochs": 3})
+    assert (other.tiger.embedding_dim, other.tokenizer.rqvae.epochs) == (32, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rte": 1}, "learning_rte: unknown setting; did you mean 'learning_rate'?"),
+        ({"lr": 1e-3, "learning_rate": 1e-3}, "train.learning_rate is given twice"),
+        ({"batch_size": 0}, "train.batch_size: got 0"),
+        ({"encoder": "item_causal"}, "stands for"),
+    ],
+)
+def test_create_config_refuses_what_it_does_not_know(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        create_config(**settings)
+    assert words in str(caught.value)
+
+
+def test_create_config_tells_all_faults_at_once():
+    with pytest.raises(ConfigError) as caught:
+        create_config(learning_rte=1, epoch=2)
+    assert len(caught.value.faults) == 2
 
 
 def test_a_source_that_is_neither_recipe_nor_file_gets_the_nearest_recipe(tmp_path):
@@ -210,19 +375,3 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_importing_the_config_loads_neither_torch_nor_numpy():
     code = "import sys, genrec.config, genrec.cli; print([m for m in ('torch', 'numpy', 'ray') if m in sys.modules])"
     assert run_python(code).stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("command", ["train", "prepare", "tokenize"])
-def test_a_bad_config_is_refused_without_loading_torch(command, tmp_path):
-    path = tmp_path / "bad.yaml"
-    path.write_text("train:\n  epochs: 0\n  learning_rte: 1\n")
-    code = (
-        "import sys\nfrom genrec.cli import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
-    )
-    ended = run_python(code, command, str(path))
-    assert ended.stdout.strip() == "2 False"
-    lines = ended.stderr.strip().splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith(f"error: {path}:") for line in lines)

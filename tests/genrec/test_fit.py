@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from safetensors.torch import load_file, save_file
 
 from genrec.checkpoint import generations, load_checkpoint
 from genrec.config import TigerConfig
+from genrec.data.augmentation import Augmentation
 from genrec.data.batches import WindowBatches
 from genrec.models.tiger import Tiger, Window
-from genrec.modules.optimizers import build_optimizers, optimizer_tensors, rate_factor, restore_optimizers
+from genrec.progress import OnStep, TrainingStep
+from genrec.ranks import sum_over_ranks
 from genrec.trainers.fit import FitSettings, Fitted, NonFiniteLoss, fit
+from genrec.trainers.run_folder import METRICS
 
 EPOCHS = 4
 
@@ -41,11 +46,11 @@ def make_model(seed: int = 0, **settings: Any) -> Tiger:
     return Tiger(TigerConfig(**(base | {"dropout": 0.2} | settings)), codes, (4, 5))
 
 
-def make_batches(seed: int = 0) -> WindowBatches:
+def make_batches(seed: int = 0, batch_size: int = 16, **settings: Any) -> WindowBatches:
     rng = np.random.default_rng(0)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(2, 10, 12))])
     items = rng.integers(0, 20, offsets[-1])
-    return WindowBatches(offsets, items, causal=True, max_items=5, batch_size=16, seed=seed)
+    return WindowBatches(offsets, items, causal=True, max_items=5, batch_size=batch_size, seed=seed, **settings)
 
 
 def make_settings(**settings: Any) -> FitSettings:
@@ -59,16 +64,19 @@ def train(
     report: Callable[[dict], None] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     loss_of: Callable[[Window], torch.Tensor] | None = None,
+    batches: WindowBatches | None = None,
+    on_step: OnStep | None = None,
     **settings: Any,
 ) -> tuple[Tiger, Fitted]:
     model = model or make_model()
     fitted = fit(
         model,
         loss_of or (lambda window: model.loss(window, 0.1)),
-        make_batches(),
+        batches or make_batches(),
         make_settings(**settings),
         validate=validate,
         report=report,
+        on_step=on_step,
         folder=folder,
     )
     return model, fitted
@@ -94,7 +102,12 @@ def final_digest(folder: Path) -> str:
     tensors, facts = load_checkpoint(generations(folder)[-1])
     assert any(name.startswith("optimizer:") for name in tensors)
     assert facts["epoch"] == EPOCHS
+    assert read_metrics(folder) == facts["rows"]
     return digest(tensors, facts["rows"])
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 def stop_after(epoch: int) -> Callable[[dict], None]:
@@ -136,13 +149,28 @@ def test_equal_seeds_give_equal_bits():
     assert digest(one[0].state_dict(), one[1].rows) != digest(other[0].state_dict(), other[1].rows)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(optimizer, tmp_path):
-    _, whole = train(folder=tmp_path / "whole", optimizer=optimizer)
+ALL = Augmentation(crop=0.5, mask=0.3, reorder=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, {}),
+        ({"optimizer": "muon"}, {}),
+        ({"precision": "bf16"}, {"subsample": True}),
+        ({"precision": "fp16"}, {"accumulate": 3}),
+        ({"schedule": "linear"}, {"augmentation": ALL}),
+    ],
+)
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(settings, changes, tmp_path):
+    batches = make_batches(**changes)
+    _, whole = train(folder=tmp_path / "whole", batches=batches, **settings)
     with pytest.raises(Stopped):
-        train(folder=tmp_path / "cut", optimizer=optimizer, report=stop_after(2))
+        train(folder=tmp_path / "cut", report=stop_after(2), batches=batches, **settings)
     told: list[dict] = []
-    _, fitted = train(make_model(seed=9), folder=tmp_path / "cut", optimizer=optimizer, report=told.append)
+    _, fitted = train(
+        make_model(seed=9), folder=tmp_path / "cut", report=told.append, batches=make_batches(**changes), **settings
+    )
     assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
     assert without_time(fitted.rows) == without_time(whole.rows)
     assert told == fitted.rows  # the rows from before the stop are told again, once each
@@ -166,6 +194,17 @@ def test_a_run_killed_by_the_kernel_ends_with_the_bits_of_one_that_was_not(tmp_p
     reached = load_checkpoint(generations(tmp_path / "cut")[-1])[1]["epoch"]
     assert 0 < reached < EPOCHS
     train(folder=tmp_path / "cut")
+    assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_at_any_moment_ends_with_the_same_bits(tmp_path):
+    train(folder=tmp_path / "whole", batches=make_batches(augmentation=ALL))
+    ended = subprocess.run(
+        [sys.executable, __file__, "killed often", str(tmp_path / "cut")], timeout=250, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) >= 3
     assert final_digest(tmp_path / "cut") == final_digest(tmp_path / "whole")
 
 
@@ -257,6 +296,34 @@ def test_the_weights_of_the_best_epoch_are_kept(name, values, best):
     assert digest(model.state_dict(), []) == weights[EPOCHS]
 
 
+@pytest.mark.parametrize(
+    ("values", "patience", "eval_every", "epochs"),
+    [
+        ([0.3, 0.2, 0.1, 0.4], 2, 1, 3),
+        ([0.3, 0.2, 0.4, 0.1], 2, 1, 4),
+        ([0.3, 0.3, 0.4, 0.1], 1, 1, 2),  # as good is not better
+        ([0.3, 0.2, 0.4, 0.5], None, 1, 4),
+        ([0.3, 0.2], 1, 2, 4),
+    ],
+)
+def test_training_stops_after_so_many_validations_without_a_better_one(values, patience, eval_every, epochs):
+    settings = {"monitor": "ndcg@5", "patience": patience, "eval_every": eval_every}
+    _, fitted = train(validate=scripted(values, "ndcg@5"), **settings)
+    assert len(fitted.rows) == epochs
+    assert fitted.best["ndcg@5"] == max(row["ndcg@5"] for row in fitted.rows if "ndcg@5" in row)
+
+
+def test_patience_survives_an_interruption_and_its_end_is_final(tmp_path):
+    settings = {"monitor": "ndcg@5", "patience": 2, "folder": tmp_path}
+    with pytest.raises(Stopped):
+        train(validate=scripted([0.3, 0.2], "ndcg@5"), report=stop_after(2), **settings)
+    _, fitted = train(validate=scripted([0.1, 0.9], "ndcg@5"), **settings)
+    assert [row["epoch"] for row in fitted.rows] == [1, 2, 3]
+    _, again = train(validate=scripted([], "ndcg@5"), **settings)
+    assert again.rows == fitted.rows
+    assert generations(tmp_path)[-1].name == f"{3:08d}"
+
+
 def test_without_validation_the_training_loss_decides():
     _, fitted = train()
     assert fitted.best["loss"] == min(row["loss"] for row in fitted.rows)
@@ -277,6 +344,69 @@ def test_training_learns():
     assert fitted.rows[-1]["loss"] < 0.9 * fitted.rows[0]["loss"]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_accumulated_gradients_are_those_of_the_large_batch(optimizer, batch_size):
+    large, one = train(make_model(dropout=0.0).double(), batches=make_batches(batch_size=48), optimizer=optimizer)
+    small, many = train(
+        make_model(dropout=0.0).double(),
+        batches=make_batches(batch_size=batch_size, accumulate=48 // batch_size),
+        optimizer=optimizer,
+    )
+    for name, tensor in large.state_dict().items():
+        torch.testing.assert_close(small.state_dict()[name], tensor, rtol=1e-7, atol=1e-9)
+    assert [row["loss"] for row in many.rows] == pytest.approx([row["loss"] for row in one.rows], rel=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_float32_weights_to_about_the_same_loss(precision):
+    _, exact = train(make_model(dropout=0.0), epochs=8)
+    model, reduced = train(make_model(dropout=0.0), epochs=8, precision=precision)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert reduced.rows[-1]["loss"] == pytest.approx(exact.rows[-1]["loss"], rel=0.05)
+    assert reduced.rows[-1]["loss"] != exact.rows[-1]["loss"]
+
+
+def test_a_step_that_overflows_float16_is_left_out_and_the_scale_falls(tmp_path):
+    model, told = make_model(dropout=0.0), []
+
+    def loss_of(window: Window) -> torch.Tensor:
+        factor = 1e30 if len(told) in (1, 2) else 1.0  # times the scale this is more than float32 holds
+        return model.loss(window, 0.1) * factor
+
+    weights: list[str] = []
+
+    def on_step(step: TrainingStep) -> None:
+        told.append(step)
+        weights.append(digest(model.state_dict(), []))
+
+    train(model, loss_of=loss_of, on_step=on_step, precision="fp16", epochs=1, folder=tmp_path)
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+    _, facts = load_checkpoint(generations(tmp_path)[-1])
+    assert facts["scaler"]["scale"] == 65536.0 / 4
+
+
+def test_every_step_is_told_with_its_rate_and_loss():
+    told: list[TrainingStep] = []
+    model = make_model(dropout=0.0)
+    _, fitted = train(model, on_step=told.append)
+    steps = make_batches().num_steps(1)
+    assert [(step.epoch, step.step) for step in told] == [(1 + i // steps, i + 1) for i in range(EPOCHS * steps)]
+    rates = [step.learning_rate for step in told]
+    assert rates[0] == 1e-2
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 1e-3
+    for row in fitted.rows:
+        mine = [step for step in told if step.epoch == row["epoch"]]
+        total = sum(step.loss() * step.targets for step in mine)
+        assert total / sum(step.targets for step in mine) == pytest.approx(row["loss"])
+
+
+def test_the_rows_of_epochs_stand_in_a_file_beside_the_checkpoints(tmp_path):
+    _, fitted = train(folder=tmp_path, validate=random_validation)
+    assert read_metrics(tmp_path) == fitted.rows
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_no_checkpoint(value, tmp_path):
     model, counter = make_model(), itertools.count(1)
@@ -293,6 +423,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_no_checkpoint(value, tmp_
 # -------------------------------------------------------------- two workers
 
 
+TOGETHER = {"accumulate": 2, "augmentation": ALL}
+
+
 def test_two_workers_take_the_steps_of_one(tmp_path):
     workers = [subprocess.Popen([sys.executable, __file__, "rank", str(tmp_path), str(rank)]) for rank in range(2)]
     try:
@@ -300,7 +433,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path):
     finally:
         for worker in workers:
             worker.kill()
-    model, fitted = train(make_model(dropout=0.0).double())
+    model, fitted = train(make_model(dropout=0.0).double(), batches=make_batches(**TOGETHER))
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     for name, tensor in model.state_dict().items():
         assert torch.equal(first[name], second[name])
@@ -308,73 +441,6 @@ def test_two_workers_take_the_steps_of_one(tmp_path):
     _, facts = load_checkpoint(generations(tmp_path / "checkpoints")[-1])
     assert [row["loss"] for row in facts["rows"]] == pytest.approx([row["loss"] for row in fitted.rows], rel=1e-8)
     assert facts["world"] == 2
-
-
-# --------------------------------------------------- optimizers and schedule
-
-
-@pytest.mark.parametrize(
-    ("step", "total", "warmup", "schedule", "factor"),
-    [
-        (0, 1000, 10, "constant", 0.1),
-        (4, 1000, 10, "constant", 0.5),
-        (9, 1000, 10, "constant", 1.0),
-        (500, 1000, 10, "constant", 1.0),
-        (0, 1000, 0, "constant", 1.0),
-        (0, 1000, 0, "cosine", 1.0),
-        (500, 1000, 0, "cosine", 0.5),
-        (250, 1000, 0, "cosine", 0.5 * (1 + math.cos(math.pi / 4))),
-        (1000, 1000, 0, "cosine", 0.0),
-        (1200, 1000, 0, "cosine", 0.0),  # a later epoch may have a few steps more than the first
-        (10, 110, 10, "cosine", 1.0),
-        (60, 110, 10, "cosine", 0.5),
-        (0, 50, 100, "constant", 0.2),  # a warm-up of 100 is cut to a tenth of the run
-        (5, 50, 100, "constant", 1.0),
-        (0, 1, 100, "cosine", 1.0),
-    ],
-)
-def test_the_rate_follows_the_schedule(step, total, warmup, schedule, factor):
-    assert rate_factor(step, total, warmup, schedule) == pytest.approx(factor)
-
-
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
-    model = make_model()
-    adamw, muon = build_optimizers(model, "muon", 1e-3, 0.1)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-
-    def of(group: dict[str, Any]) -> set[str]:
-        return {names[id(parameter)] for parameter in group["params"]}
-
-    matrices, decayed, plain = of(muon.param_groups[0]), of(adamw.param_groups[0]), of(adamw.param_groups[1])
-    assert matrices | decayed | plain == set(names.values())
-    assert all(name.startswith(("encoder.", "decoder.")) for name in matrices)
-    assert "item_embedding.table.weight" in decayed
-    assert {"start", "encoder_norm.weight"} <= plain
-    assert adamw.param_groups[1]["weight_decay"] == 0.0
-    assert len(build_optimizers(model, "adamw", 1e-3, 0.1)) == 1
-
-
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_the_state_of_optimizers_goes_there_and_back(kind):
-    def step(model: Tiger, optimizers: list[torch.optim.Optimizer]) -> None:
-        model(Window(torch.arange(12).view(2, 6), 1)).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    model = make_model(dropout=0.0)
-    optimizers = build_optimizers(model, kind, 1e-2, 0.1)
-    for _ in range(3):
-        step(model, optimizers)
-    twin = make_model(seed=5, dropout=0.0)
-    twin.load_state_dict(model.state_dict())
-    restored = build_optimizers(twin, kind, 1e-2, 0.1)
-    kept = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizers).items()}
-    restore_optimizers(restored, kept)
-    assert digest(optimizer_tensors(restored), []) == digest(kept, [])
-    step(model, optimizers)
-    step(twin, restored)
-    assert digest(twin.state_dict(), []) == digest(model.state_dict(), [])
 
 
 # ---------------------------------------------------------- other processes
@@ -387,10 +453,30 @@ def killed_run(folder: Path) -> None:
     train(model, folder=folder, loss_of=die)
 
 
+def run_killed_often(folder: Path) -> None:
+    """Starts the run over and over and kills it a little later each time; prints how often it was killed."""
+    train(batches=make_batches(augmentation=ALL))  # what torch loads at its first step is loaded before the forks
+    for kills in itertools.count():
+        process = os.fork()
+        if not process:
+            train(folder=folder, batches=make_batches(augmentation=ALL))
+            os._exit(0)
+        time.sleep(0.1 * kills)
+        os.kill(process, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0:
+            print(kills)
+            return
+
+
 def one_rank(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     # The second rank starts from other weights: it must take those of the first.
-    model, _ = train(make_model(seed=rank, dropout=0.0).double(), folder=folder / "checkpoints")
+    model, _ = train(
+        make_model(seed=rank, dropout=0.0).double(),
+        folder=folder / "checkpoints",
+        batches=make_batches(**TOGETHER),
+    )
+    assert sum_over_ranks([rank, 1]) == [1, 2]
     save_file(model.state_dict(), folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -399,5 +485,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "killed":
         killed_run(Path(sys.argv[2]))
+    elif sys.argv[1] == "killed often":
+        run_killed_often(Path(sys.argv[2]))
     else:
         one_rank(Path(sys.argv[2]), int(sys.argv[3]))

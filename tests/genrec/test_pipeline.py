@@ -101,7 +101,7 @@ def test_keys_follow_the_content_of_files_not_their_place_or_time(tmp_path):
     config = write_files(first)
     before = stage_keys(config)
     shutil.copytree(first, second)
-    assert stage_keys(changed(config, dataset__path=str(second))) == before
+    assert stage_keys(changed(config, dataset__dataset_folder=str(second))) == before
     os.utime(first / "items.jsonl", (1, 1))
     assert stage_keys(config) == before
 
