@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from genrec.artifacts import ArtifactStore
-from genrec.checkpoint import file_hash, load_checkpoint, save_checkpoint, write_json
-from genrec.config import RunConfig, content_hash, validate_config
+from genrec.checkpoint import MANIFEST, CheckpointError, file_hash, load_checkpoint, save_checkpoint
+from genrec.config import RunConfig, TokenizerConfig, content_hash, validate_config
+from genrec.data.cooccurrence import cooccurrence_vectors, join_vectors
 from genrec.data.interactions import Interactions
-from genrec.data.sequential import load_sequential
-from genrec.data.synthetic import make_synthetic
-from genrec.data.text import embed_items
+from genrec.data.sources import dataset_identity, load_dataset
+from genrec.data.text import embed_items, embeddings_identity
+from genrec.durable import write_json
 from genrec.errors import InputError
-from genrec.models.rkmeans import RkMeans
-from genrec.models.rqvae import RqVae
-from genrec.models.tiger import Tiger
+from genrec.models.tiger import Tiger, load_tiger
+from genrec.models.tokenizers import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_folder
 from genrec.semantic_ids import Health, SemanticIds, assign_ids
 from genrec.trainers.fit import Report
 from genrec.trainers.rqvae_trainer import train_tokenizer
@@ -39,7 +39,7 @@ from genrec.trainers.tiger_trainer import train_tiger
 logger = logging.getLogger(__name__)
 Stage = Literal["dataset", "embeddings", "tokenizer", "semantic_ids", "tiger"]
 STAGES: tuple[Stage, ...] = ("dataset", "embeddings", "tokenizer", "semantic_ids", "tiger")
-CODE_VERSIONS: dict[Stage, int] = {"dataset": 1, "embeddings": 1, "tokenizer": 1, "semantic_ids": 1, "tiger": 1}
+CODE_VERSIONS: dict[Stage, int] = {"dataset": 2, "embeddings": 2, "tokenizer": 2, "semantic_ids": 2, "tiger": 2}
 Loop = Callable[[dict[str, Any], Report], None]
 Launch = Callable[[Loop, dict[str, Any]], None]
 "runs a training loop somewhere: here, or in workers that Ray Train starts"
@@ -56,15 +56,14 @@ class PipelineResult:
 
 def stage_keys(config: RunConfig) -> dict[Stage, str]:
     """The key of every stage of `config`. Reads the data files' content (cached by size and time), builds nothing."""
-    dataset = _key("dataset", _dataset_identity(config))
-    embeddings = _key("embeddings", _embeddings_identity(config), dataset)
+    dataset = _key("dataset", dataset_identity(config.dataset, _content))
+    vectors = embeddings_identity(config.embeddings, config.dataset.dataset_folder, _content)
+    if config.embeddings.cooccurrence_dim:
+        vectors |= config.embeddings.model_dump(include={"cooccurrence_dim", "cooccurrence_weight"})
+    embeddings = _key("embeddings", vectors, dataset)
     tokenizer = _key("tokenizer", _tokenizer_identity(config), embeddings)
-    ids = _key("semantic_ids", {}, tokenizer)
-    # How often a checkpoint is written is no part of what is learnt.
-    train = config.train.model_dump(mode="json", exclude={"checkpoint_interval"})
-    settings = {"tiger": config.tiger.model_dump(mode="json"), "train": train, "seed": config.seed}
-    evaluation = config.evaluation.model_dump(mode="json", exclude={"batch_size"})
-    tiger = _key("tiger", settings | {"evaluation": evaluation}, ids)
+    ids = _key("semantic_ids", {"collisions": config.tokenizer.collisions}, tokenizer)
+    tiger = _key("tiger", _tiger_identity(config), ids)
     return {"dataset": dataset, "embeddings": embeddings, "tokenizer": tokenizer, "semantic_ids": ids, "tiger": tiger}
 
 
@@ -102,13 +101,10 @@ def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder
         make_dataset(config).save(folder)
     elif stage == "embeddings":
         interactions = open_interactions(store, keys)
-        np.save(
-            folder / "embeddings.npy",
-            embed_items(interactions.catalogue, config.embeddings, config.dataset.dataset_folder),
-        )
+        np.save(folder / "embeddings.npy", make_vectors(config, interactions))
     elif stage == "semantic_ids":
-        _save_ids(folder, assign_ids(_codes(store, keys, config), config.tokenizer.num_item_embeddings))
-    elif stage == "tokenizer" and config.tokenizer.kind == "rkmeans":
+        _save_ids(folder, assign_ids(open_tokenizer(config, store, keys), open_embeddings(store, keys)))
+    elif stage == "tokenizer" and (config.tokenizer.kind == "rkmeans" or config.tokenizer.pretrained_rqvae_path):
         train_stage(argument | {"folder": str(folder)}, _no_report)
     else:
         run(train_stage, argument | {"folder": str(folder)})
@@ -122,11 +118,13 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
     keys = stage_keys(config)
     if argument["stage"] == "tokenizer":
         vectors_NE = open_embeddings(store, keys)
-        tokenizer = train_tokenizer(
-            config.tokenizer, vectors_NE, report=_log_tenth(config), folder=folder / "checkpoints"
-        )
-        facts = {"tokenizer": config.tokenizer.model_dump(mode="json"), "input_dim": vectors_NE.shape[1]}
-        _save_on_first_rank(folder / "model", tokenizer, facts)
+        if config.tokenizer.pretrained_rqvae_path:
+            tokenizer = open_pretrained(config.tokenizer, vectors_NE.shape[1])
+        else:
+            report_some, checkpoints = _log_tenth(config), folder / "checkpoints"
+            tokenizer = train_tokenizer(config.tokenizer, vectors_NE, report=report_some, folder=checkpoints)
+        if _is_first_rank():
+            save_tokenizer(folder / "model", tokenizer)
         return
 
     def tell(row: dict[str, Any]) -> None:
@@ -149,9 +147,18 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
 
 def make_dataset(config: RunConfig) -> Interactions:
     """Read or generate the interactions that `config.dataset` names."""
-    if config.dataset.source == "synthetic":
-        return make_synthetic(config.dataset.synthetic)
-    return load_sequential(Path(str(config.dataset.dataset_folder)))
+    return load_dataset(config.dataset)
+
+
+def make_vectors(config: RunConfig, interactions: Interactions) -> np.ndarray:
+    """Item vectors (N, E): of the texts, and where the config says so of the training sequences beside them."""
+    settings = config.embeddings
+    text_NE = embed_items(interactions.catalogue, settings, config.dataset.dataset_folder)
+    if not settings.cooccurrence_dim:
+        return text_NE
+    offsets, items = interactions.training_sequences()
+    near_ND = cooccurrence_vectors(offsets, items, len(text_NE), settings.cooccurrence_dim)
+    return join_vectors(text_NE, near_ND, settings.cooccurrence_weight)
 
 
 # -------------------------------------------------------------------- opening
@@ -168,6 +175,27 @@ def open_embeddings(store: ArtifactStore, keys: dict[Stage, str]) -> Tensor:
     return torch.from_numpy(np.load(folder / "embeddings.npy", allow_pickle=False))
 
 
+def open_tokenizer(config: RunConfig, store: ArtifactStore, keys: dict[Stage, str]) -> Tokenizer:
+    """The tokenizer artifact, which runs share that handle collisions in different ways."""
+    tokenizer = load_tokenizer(store.path("tokenizer", keys["tokenizer"]))
+    tokenizer.config = tokenizer.config.model_copy(update={"collisions": config.tokenizer.collisions})
+    return tokenizer
+
+
+def open_pretrained(config: TokenizerConfig, input_dim: int) -> Tokenizer:
+    """The tokenizer at `pretrained_rqvae_path`. Raises `CheckpointError` unless it fits config and vectors."""
+    path = str(config.pretrained_rqvae_path)
+    tokenizer = load_tokenizer(path)
+    for key in ("kind", "sem_id_dim", "num_item_embeddings"):
+        found, expected = getattr(tokenizer.config, key), getattr(config, key)
+        if found != expected:
+            raise CheckpointError(f"{path}: the tokenizer has {key} {found}, but tokenizer.{key} is {expected}")
+    if tokenizer.input_dim != input_dim:
+        found, expected = tokenizer.input_dim, input_dim
+        raise CheckpointError(f"{path}: the tokenizer reads vectors of width {found}, but the items' have {expected}")
+    return tokenizer
+
+
 def open_ids(store: ArtifactStore, keys: dict[Stage, str]) -> SemanticIds:
     """The catalogue's semantic IDs."""
     return _load_ids(store.path("semantic_ids", keys["semantic_ids"]))
@@ -175,11 +203,7 @@ def open_ids(store: ArtifactStore, keys: dict[Stage, str]) -> SemanticIds:
 
 def open_tiger(folder: Path, device: torch.device | str = "cpu") -> tuple[Tiger, dict[str, Any]]:
     """A trained model from its artifact or bundle, and the facts saved with it (config, level sizes, metrics)."""
-    tensors, facts = load_checkpoint(folder / "model")
-    config = validate_config(facts["config"])
-    model = Tiger(config.tiger, tensors["codes_NC"], facts["level_sizes"])
-    model.load_state_dict(tensors)
-    return model.to(device).eval(), facts
+    return load_tiger(folder, device)
 
 
 def pick_device() -> str:
@@ -206,18 +230,13 @@ def _save_ids(folder: Path, ids: SemanticIds) -> None:
     write_json(folder / "health.json", ids.health.to_dict())
 
 
-def _codes(store: ArtifactStore, keys: dict[Stage, str], config: RunConfig) -> Tensor:
-    """Codes (N, L) of all items by the finished tokenizer."""
-    tensors, facts = load_checkpoint(store.path("tokenizer", keys["tokenizer"]) / "model")
-    tokenizer_type = RqVae if config.tokenizer.kind == "rqvae" else RkMeans
-    tokenizer = tokenizer_type(config.tokenizer, facts["input_dim"])
-    tokenizer.load_state_dict(tensors)
-    return tokenizer.eval().codes(open_embeddings(store, keys)).clone()
-
-
 def _save_on_first_rank(folder: Path, model: torch.nn.Module, facts: dict[str, Any]) -> None:
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if _is_first_rank():
         save_checkpoint(folder, model.state_dict(), facts)
+
+
+def _is_first_rank() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 # ----------------------------------------------------------------------- keys
@@ -227,24 +246,28 @@ def _key(stage: Stage, settings: dict[str, Any], *inputs: str) -> str:
     return content_hash({"stage": stage, "code": CODE_VERSIONS[stage], "settings": settings, "inputs": inputs})
 
 
-def _dataset_identity(config: RunConfig) -> dict[str, Any]:
-    if config.dataset.source == "synthetic":
-        return {"synthetic": config.dataset.synthetic.model_dump(mode="json")}
-    folder = Path(str(config.dataset.dataset_folder))
-    return {name: _content(folder / name) for name in ("sequential_data.txt", "items.jsonl")}
-
-
-def _embeddings_identity(config: RunConfig) -> dict[str, Any]:
-    if config.embeddings.encoder == "npy":
-        return {"npy": _content(Path(config.dataset.dataset_folder or "") / str(config.embeddings.path))}
-    return {"lsa": config.embeddings.dim}
-
-
 def _tokenizer_identity(config: RunConfig) -> dict[str, Any]:
-    settings = config.tokenizer.model_dump(mode="json")
+    settings = config.tokenizer.model_dump(mode="json", exclude={"collisions", "pretrained_rqvae_path"})
+    if config.tokenizer.pretrained_rqvae_path:
+        # The manifest holds the checksum of the tensors. What the config says is checked against it.
+        checked = {key: settings[key] for key in ("kind", "sem_id_dim", "num_item_embeddings")}
+        return checked | {"pretrained": _content(tokenizer_folder(config.tokenizer.pretrained_rqvae_path) / MANIFEST)}
     if config.tokenizer.kind != "rqvae":
         del settings["rqvae"]
     return settings
+
+
+def _tiger_identity(config: RunConfig) -> dict[str, Any]:
+    """What decides which model is learnt and kept; not what is written meanwhile or done with it afterwards."""
+    unread = {"checkpoint_interval"}
+    if not config.train.augmentation:
+        unread |= {"crop_probability", "mask_probability", "reorder_probability"}
+    return {
+        "tiger": config.tiger.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=unread),
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch_size", "blend", "blend_fit"}),
+        "seed": config.seed,
+    }
 
 
 def _content(path: Path) -> str:
