@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from genrec.cli import Commands, fail
-from genrec.config import nearest, parse_overrides
-from sweeps.spec import load_spec
+from genrec.cli import Commands, fail, printable
+from genrec.config import parse_overrides
+from sweeps import api
+from sweeps.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
+    from genrec.data.interactions import Split
     from sweeps.ledger import Ledger
 
 
@@ -51,16 +52,76 @@ def validate(file: str, assignments: tuple[str, ...]) -> None:
     click.echo(f"{file}: a valid sweep named {spec.name}")
     for key, settings in spec.space.items():
         click.echo(f"  {key}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
-    points = spec.search_space.grid_points()
-    if points and points != [{}]:
-        click.echo(f"  grid points: {len(points)}")
-    click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {spec.mode} {spec.metric}")
+    for path, formula in spec.derive.items():
+        click.echo(f"  {path} = {formula}")
+    space = spec.search_space
+    if space.grid:
+        click.echo(f"  grid points: {len(space.grid_points())}")
+    share, example = space.infeasible_share(spec.base_values)
+    click.echo(f"  infeasible: {share:.0%}" + (f"; the first: {example}" if example else ""))
+    objectives = ", ".join(f"{mode} {name}" for name, mode in spec.objectives.items())
+    click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {objectives}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a sweep's YAML file, for editors."""
+    from sweeps.schema import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+name_option = click.option("--name", help="Name of the sweep; default: the one in FILE.")
+trials_option = click.option(
+    "--trials", type=click.IntRange(min=1), help="Number of trials, instead of the one in FILE."
+)
 
 
 @main.command()
 @click.argument("file")
-@click.option("--name", help="Name of the sweep; default: the one in FILE.")
-@click.option("--trials", type=click.IntRange(min=1), help="Number of trials, instead of the one in FILE.")
+@name_option
+@trials_option
+@click.option("--like", metavar="NAME", help="Take the speed from the trials of an earlier sweep.")
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Train a few batches here for the speed.")
+@click.option("--cpus", type=click.IntRange(min=1), help="CPUs of the cluster; default: this machine's.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs of the cluster; default: this machine's.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@set_option
+@storage_option
+def plan(
+    file: str,
+    name: str | None,
+    trials: int | None,
+    like: str | None,
+    measure: bool,
+    cpus: int | None,
+    gpus: int | None,
+    form: str,
+    assignments: tuple[str, ...],
+    storage: str,
+) -> None:
+    """Print what the sweep that FILE describes will cost, and write it beside the sweep; starts no trial."""
+    spec = _spec(file, name, trials, assignments)
+    from sweeps.planner import plan_lines, plan_sweep
+
+    ledger = api.load(like, storage).ledger if like else None
+    planned = plan_sweep(spec, storage, measure=measure, like=ledger, cpus=cpus, gpus=gpus)
+    if form == "json":
+        click.echo(json.dumps(planned.to_dict(), indent=1, sort_keys=True))
+    else:
+        _print_lines(plan_lines(planned))
+
+
+def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[str, ...]) -> SweepSpec:
+    overrides = {key: value for key, value in (("name", name), ("budget.trials", trials)) if value is not None}
+    return load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
+
+
+@main.command()
+@click.argument("file")
+@name_option
+@trials_option
+@click.option("--dry-run", is_flag=True, help="Only plan it: what it will cost, measured here; starts no trial.")
 @click.option("--resume", "or_resume", is_flag=True, help="If the sweep exists already, continue it as it was started.")
 @set_option
 @storage_option
@@ -69,22 +130,21 @@ def run(
     file: str,
     name: str | None,
     trials: int | None,
+    dry_run: bool,
     or_resume: bool,
     assignments: tuple[str, ...],
     storage: str,
     address: str | None,
 ) -> None:
     """Run the sweep that FILE describes, from data to winner."""
-    overrides = {key: value for key, value in (("name", name), ("budget.trials", trials)) if value is not None}
-    spec = load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
-    from sweeps.ledger import Ledger
+    spec = _spec(file, name, trials, assignments)
+    if dry_run:
+        from sweeps.planner import plan_lines, plan_sweep
 
+        _print_lines(plan_lines(plan_sweep(spec, storage)))
+        return
     with _exit_codes(spec.name):
-        folder = Path(storage) / spec.name
-        if or_resume and (folder / "ledger.journal").is_file():
-            _continue(folder, storage, address)
-        else:
-            _drive(Ledger.create(folder, spec), storage, address)
+        _print_status(api.start(spec, storage=storage, address=address, resume=or_resume).ledger, storage)
 
 
 @main.command()
@@ -94,7 +154,75 @@ def run(
 def resume(name: str, storage: str, address: str | None) -> None:
     """Continue a sweep after a crash, a kill or an interruption."""
     with _exit_codes(name):
-        _continue(_sweep_folder(storage, name), storage, address)
+        if api.load(name, storage).state == "finished":
+            click.echo(f"{name} is finished; nothing to do")
+        _print_status(api.resume(name, storage=storage, address=address).ledger, storage)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--top-k", type=click.IntRange(min=1), help="How many trials; default: as before.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Seeds of each; 1 measures the models of the search.")
+@storage_option
+@address_option
+def reevaluate(name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None) -> None:
+    """Choose the winner of NAME again, from more trials or with more seeds; what is measured is kept."""
+    with _exit_codes(name):
+        _print_status(api.reevaluate(name, top_k, seeds, storage=storage, address=address).ledger, storage)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds of each.")
+@click.option("--metric", help="Metric of the test; default: what A is monitored by.")
+@click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
+@click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Of one training; default 1.")
+@click.option("--gpus", type=click.FloatRange(min=0), help="Of one training, may be a part; default 0.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@set_option
+@storage_option
+@address_option
+def compare(
+    a: str,
+    b: str,
+    seeds: int,
+    metric: str | None,
+    split: str,
+    cpus: float | None,
+    gpus: float | None,
+    form: str,
+    assignments: tuple[str, ...],
+    storage: str,
+    address: str | None,
+) -> None:
+    """Train A and B with the same seeds and test whether one is better, user by user.
+
+    A and B are configs (a recipe or a file) or finished sweeps, which stand for their winners. What was trained before
+    is not trained again.
+    """
+    overrides = parse_overrides(assignments)
+    with _exit_codes(f"comparison of {a} and {b}", again="the same command"):
+        from sweeps.ray_cluster import Resources
+
+        resources = None
+        if cpus is not None or gpus is not None:
+            resources = Resources(cpus_per_worker=cpus or 1.0, gpus_per_worker=gpus or 0.0)
+        found = api.compare(
+            a,
+            b,
+            seeds,
+            overrides,
+            metric=metric,
+            split=cast("Split", split),
+            resources=resources,
+            storage=storage,
+            address=address,
+        )
+        if form == "json":
+            click.echo(json.dumps(found.to_dict(), indent=1, sort_keys=True))
+        else:
+            _print_lines(str(found).splitlines())
 
 
 @main.command()
@@ -103,61 +231,29 @@ def resume(name: str, storage: str, address: str | None) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(name: str, storage: str, form: str) -> None:
     """Print what a sweep has come to; reads the ledger only."""
-    from sweeps.ledger import Ledger
-    from sweeps.status import sweep_status
-
     with _exit_codes(name):
-        ledger = Ledger.read(_sweep_folder(storage, name))
+        sweep = api.load(name, storage)
         if form == "json":
-            click.echo(json.dumps(sweep_status(ledger), indent=1, sort_keys=True))
+            click.echo(json.dumps(sweep.status(), indent=1, sort_keys=True))
         else:
-            _print_status(ledger, storage)
-
-
-def _continue(folder: Path, storage: str, address: str | None) -> None:
-    """Drive an existing sweep on; a finished one is only shown."""
-    from sweeps.ledger import Ledger
-
-    ledger = Ledger.read(folder)
-    if ledger.state == "finished":
-        click.echo(f"{folder.name} is finished; nothing to do")
-        _print_status(ledger, storage)
-    else:
-        _drive(Ledger.open(folder), storage, address)
-
-
-def _drive(ledger: Ledger, storage: str, address: str | None) -> None:
-    from rich.console import Console
-
-    from sweeps.driver import drive
-    from sweeps.live import LiveView
-
-    with ledger:
-        view = LiveView(ledger, Console(stderr=True))
-        with view.shown():
-            drive(ledger, address=address, on_event=view.on_event, say=view.say)
-        _print_status(ledger, storage)
+            _print_status(sweep.ledger, storage)
 
 
 def _print_status(ledger: Ledger, storage: str) -> None:
     from sweeps.leaderboard import status_lines
 
-    for line in status_lines(ledger, storage):
-        click.echo(line)
+    _print_lines(status_lines(ledger, storage))
 
 
-def _sweep_folder(storage: str, name: str) -> Path:
-    """The folder of a sweep; a wrong name is answered with the nearest."""
-    folder = Path(storage) / name
-    if Path(name).name != name or not (folder / "ledger.journal").is_file():
-        known = [path.parent.name for path in Path(storage).glob("*/ledger.journal")]
-        fail(f"no sweep {name!r} in {storage}{nearest(name, known)}")
-    return folder
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(printable(line))
 
 
 @contextmanager
-def _exit_codes(name: str) -> Iterator[None]:
-    """Errors of a running sweep as sentences and exit codes."""
+def _exit_codes(name: str, again: str | None = None) -> Iterator[None]:
+    """Errors of a running sweep as sentences and exit codes; `again`: the command that continues."""
+    again = again or f"sweeps resume {name}"
     from sweeps.driver import SweepFailed
     from sweeps.journal import LedgerError
     from sweeps.ray_tune import Interrupted
@@ -169,15 +265,15 @@ def _exit_codes(name: str) -> Iterator[None]:
     except LedgerError as error:
         fail(str(error), 2 if "exists;" in str(error) or "being driven" in str(error) else 4)
     except Interrupted as stop:
-        click.echo(f"{stop}; continue with: sweeps resume {name}", err=True)
+        click.echo(f"{stop}; continue with: {again}", err=True)
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; continue with: sweeps resume {name}", err=True)
+        click.echo(f"interrupted; continue with: {again}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         raise  # click ends quietly when the reader of our output has gone
     except (ConnectionError, OSError) as error:
-        fail(f"{error}\nnothing recorded is lost; continue with: sweeps resume {name}", 4)
+        fail(f"{error}\nnothing recorded is lost; continue with: {again}", 4)
 
 
 if __name__ == "__main__":

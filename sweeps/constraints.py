@@ -1,7 +1,8 @@
-"""Constraints of a search space: `tiger.attn_dim % tiger.num_heads == 0` over the values of one config.
+"""Expressions over the values of one config: conditions (`tiger.attn_dim % tiger.num_heads == 0`) and formulas
+(`tiger.num_heads * 16`).
 
 The text is parsed into a syntax tree, checked against a list of what is allowed, and walked; it is never run as Python.
-Names are config paths, so a misspelt one is refused when the file is read.
+Names are config paths, or what a config costs (`cost.parameters`), so a misspelt one is refused when the file is read.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genrec.config import config_keys, nearest
+from sweeps.costs import QUANTITIES, quantity
 
 MAX_LENGTH = 1000
 MAX_EXPONENT = 8
+
+
+def _power(base: int | float, exponent: int | float) -> Any:
+    """What is too large for a float is an OverflowError, before powers of powers fill the memory."""
+    float(base) ** exponent
+    return base**exponent
+
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -24,7 +33,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
 }
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -36,35 +45,65 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.In: lambda value, values: value in values,
     ast.NotIn: lambda value, values: value not in values,
 }
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "round": round}
 _CONSTANT_NAMES = {"true": True, "false": False, "null": None}
 
 
 class ConstraintError(ValueError):
-    """An expression that is no constraint; the message says what is wrong with it."""
+    """An expression that cannot be used; the message says what is wrong with it."""
+
+
+class Unusable(ArithmeticError):
+    """An expression has no value for a config; the message names both."""
 
 
 @dataclass(frozen=True)
-class Constraint:
-    """One condition; `paths` are the config paths it reads."""
+class Expression:
+    """A parsed expression; `paths` are the config paths (and costs) that it reads."""
 
     text: str
     paths: frozenset[str]
     _root: ast.expr = field(repr=False, compare=False)
 
-    def violation(self, config: Mapping[str, Any]) -> str | None:
-        """Why the nested `config` (all settings) breaks the condition, with the values involved; None if it holds."""
+    def value(self, config: Mapping[str, Any]) -> Any:
+        """For the nested `config` (all settings). Raises `Unusable` where the values do not fit."""
         try:
-            if _value(self._root, config):
-                return None
-            why = "is false"
+            return _value(self._root, config)
         except (TypeError, ArithmeticError) as error:
-            why = f"cannot be evaluated ({error})"
-        values = ", ".join(f"{path}={_lookup(config, path)!r}" for path in sorted(self.paths))
-        return f"constraint {self.text!r} {why} for {values}"
+            raise Unusable(f"{self.text!r} cannot be evaluated ({error}) for {self._values(config)}") from None
+
+    def _values(self, config: Mapping[str, Any]) -> str:
+        return ", ".join(f"{path}={_lookup(config, path)!r}" for path in sorted(self.paths))
+
+
+@dataclass(frozen=True)
+class Constraint(Expression):
+    """One condition."""
+
+    def violation(self, config: Mapping[str, Any]) -> str | None:
+        """Why `config` breaks the condition, with the values involved; None if it holds."""
+        try:
+            holds = self.value(config)
+        except Unusable as error:
+            return f"constraint {error}"
+        return None if holds else f"constraint {self.text!r} is false for {self._values(config)}"
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Parse one expression. Raises `ConstraintError` for bad syntax, a forbidden construct or an unknown path."""
+    """Parse a condition. Raises `ConstraintError` for bad syntax, a forbidden construct or an unknown path."""
+    root, paths = _parsed(text)
+    if not _is_condition(root):
+        raise ConstraintError("not a condition: expected a comparison such as train.batch_size <= 512")
+    return Constraint(text.strip(), paths, root)
+
+
+def parse_formula(text: str) -> Expression:
+    """Parse what computes a value. Raises as `parse_constraint`."""
+    root, paths = _parsed(text)
+    return Expression(text.strip(), paths, root)
+
+
+def _parsed(text: str) -> tuple[ast.expr, frozenset[str]]:
     if len(text) > MAX_LENGTH:
         raise ConstraintError(f"{len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
@@ -75,11 +114,9 @@ def parse_constraint(text: str) -> Constraint:
         if isinstance(error, ConstraintError):
             raise
         raise ConstraintError(f"cannot be read: {getattr(error, 'msg', error)}") from None
-    if not _is_condition(root):
-        raise ConstraintError("not a condition: expected a comparison such as train.batch_size <= 512")
     if not paths:
         raise ConstraintError("names no setting: expected a config path such as train.batch_size")
-    return Constraint(text.strip(), frozenset(paths), root)
+    return root, frozenset(paths)
 
 
 def _is_condition(node: ast.expr) -> bool:
@@ -97,8 +134,9 @@ def _check(node: ast.expr, paths: set[str]) -> None:
             path = _path(node)
             if path in _CONSTANT_NAMES:
                 return
-            if path not in config_keys():
-                raise ConstraintError(f"unknown setting {path!r}{nearest(path, config_keys())}")
+            known = [*config_keys(), *QUANTITIES]
+            if path not in known:
+                raise ConstraintError(f"unknown setting {path!r}{nearest(path, known)}")
             paths.add(path)
         case ast.Constant(value=bool() | int() | float() | str() | None):
             pass
@@ -110,6 +148,8 @@ def _check(node: ast.expr, paths: set[str]) -> None:
             if isinstance(op, ast.Pow):
                 _check_exponent(right)
             _check_all([left, right], paths)
+        case ast.Call(func=ast.Name(id=name), args=[_, *_] as arguments, keywords=[]) if name in _FUNCTIONS:
+            _check_all(arguments, paths)
         case ast.Compare(left=left, ops=ops, comparators=comparators) if all(type(op) in _COMPARISONS for op in ops):
             _check(left, paths)
             for comparison, right in zip(ops, comparators, strict=True):
@@ -117,7 +157,7 @@ def _check(node: ast.expr, paths: set[str]) -> None:
         case _:
             raise ConstraintError(
                 f"{ast.unparse(node)!r} is not allowed: use settings, numbers, text, arithmetic, comparisons, "
-                "and, or, not, in"
+                f"and, or, not, in, {', '.join(_FUNCTIONS)}"
             )
 
 
@@ -134,8 +174,9 @@ def _check_right_side(op: ast.cmpop, node: ast.expr, paths: set[str]) -> None:
 
 
 def _check_exponent(node: ast.expr) -> None:
-    if not (isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= MAX_EXPONENT):
-        raise ConstraintError(f"an exponent must be a whole number from 0 to {MAX_EXPONENT}, got {ast.unparse(node)!r}")
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_EXPONENT:
+        raise ConstraintError(f"an exponent must be a number from 0 to {MAX_EXPONENT}, got {ast.unparse(node)!r}")
 
 
 def _path(node: ast.expr) -> str:
@@ -147,6 +188,8 @@ def _path(node: ast.expr) -> str:
 
 
 def _lookup(config: Mapping[str, Any], path: str) -> Any:
+    if path in QUANTITIES:
+        return quantity(path, config)
     value: Any = config
     for part in path.split("."):
         value = value[part]
@@ -173,7 +216,9 @@ def _value(node: ast.expr, config: Mapping[str, Any]) -> Any:
             number = _number(_value(operand, config))
             return -number if isinstance(op, ast.USub) else number
         case ast.BinOp(left=left, op=op, right=right):
-            return _ARITHMETIC[type(op)](_number(_value(left, config)), _number(_value(right, config)))
+            return _number(_ARITHMETIC[type(op)](_number(_value(left, config)), _number(_value(right, config))))
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return _FUNCTIONS[name](*(_number(_value(argument, config)) for argument in arguments))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             values = [_value(operand, config) for operand in (left, *comparators)]
             pairs = zip(values, ops, values[1:], strict=False)
@@ -182,7 +227,7 @@ def _value(node: ast.expr, config: Mapping[str, Any]) -> Any:
 
 
 def _number(value: Any) -> int | float:
-    """Text times a number would be legal Python and could fill the memory."""
+    """Text times a number would be legal Python and could fill the memory; a root of -1 would be complex."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is not a number")
     return value

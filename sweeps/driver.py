@@ -7,25 +7,18 @@ was: `run` and `resume` differ only in how the ledger is opened.
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genrec.artifacts import ArtifactStore
-from genrec.comparison import measure_references, protocol
-from genrec.config import RunConfig, validate_config
-from genrec.pipeline import open_interactions, stage_keys
-from genrec.recommender import export_bundle
-from sweeps.finalists import BASE, finalist_name, plan_finalists, rank_finalists, summarise, verdict
+from genrec.config import RunConfig
+from genrec.pipeline import stage_keys
+from sweeps.conclusion import conclude
+from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
-from sweeps.records import FinalistRun
 from sweeps.trial import run_trial
 
 ARTIFACTS = ".artifacts"
@@ -46,7 +39,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
-    _conclude(ledger, store, say)
+    conclude(ledger, store, say)
 
 
 def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
@@ -78,38 +71,19 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
 
 
 def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:
-    spec = ledger.spec
-    chosen = ledger.select(spec.finalists.top_k)
-    plans = plan_finalists(spec, [(record.number, ledger.config_of(record.number)) for record in chosen])
-    if ledger.fact("test_opened") is None:
-        ledger.set_fact("test_opened", datetime.now(UTC).isoformat(timespec="seconds"))
-    say(f"re-evaluating {len(chosen)} trials and the base config, {spec.finalists.seeds} seeds each")
+    spec, finalists = ledger.spec, finalists_of(ledger)
+    chosen = ledger.select(finalists.top_k)
+    best = [(record.number, ledger.config_of(record.number)) for record in chosen]
+    plans = plan_finalists(spec, best, finalists)
+    note_plan(ledger, plans)
+    how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
+    say(f"re-evaluating {len(chosen)} trials and the base config, {how}")
     queue = FinalistQueue(ledger, plans)
     run_queue(queue, scheduler="none", max_epochs=_most_epochs(ledger), **_common(ledger, store, on_event))
-    if not summarise(ledger.finalist_runs()):
+    if not summarise(current_runs(ledger)):
         ledger.mark("failed")
-        reasons = sorted({str(run.result.get("reason")) for run in ledger.finalist_runs()})
+        reasons = sorted({str(run.result.get("reason")) for run in current_runs(ledger)})
         raise SweepFailed("no finalist came to its end: " + "; ".join(reasons[:5]))
-
-
-def _conclude(ledger: Ledger, store: ArtifactStore, say: Callable[[str], None]) -> None:
-    """Compare with the references, name the winner, export it."""
-    spec = ledger.spec
-    config = spec.finalist_config(spec.base_config())
-    say("measuring the baselines")
-    references = measure_references(config, store, "test")
-    ranked = rank_finalists(summarise(ledger.finalist_runs()), spec.metric, spec.mode)
-    for name, value in references.items():
-        ledger.set_fact(name, value)
-    interactions = open_interactions(store, stage_keys(config))
-    ledger.set_fact("protocol", protocol(config, interactions, "test"))
-    ledger.set_fact("verdict", verdict(ranked, references["baselines"], _test_metric(ranked, spec.metric)))
-    winner = _best_seed(ledger, ranked[0]["trial"])
-    winning_config = _config_of_run(ledger, winner)
-    export_bundle(winning_config, store, ledger.folder / "bundle")
-    _write_best(ledger, ranked[0], winning_config)
-    ledger.set_fact("winner", {"trial": ranked[0]["trial"], "seed": winner.seed})
-    ledger.mark("finished")
 
 
 def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str, Any]:
@@ -145,43 +119,11 @@ def _curves(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
 def _most_epochs(ledger: Ledger) -> int:
     """An upper bound of the epochs of any trial and finalist."""
     spec = ledger.spec
-    searched = spec.search_space.parameters.get("train.epochs")
+    searched = spec.search_space.possible_values(spec.base_values, "train.epochs")
     base, final = spec.base_config(), spec.finalist_config(spec.base_config())
-    return max(base.train.epochs, final.train.epochs, *(int(value) for value in (searched.probes if searched else [])))
+    return max(base.train.epochs, final.train.epochs, *searched)
 
 
 def _discard(store: ArtifactStore, config: RunConfig) -> None:
     """Checkpoints of a TIGER that will not be trained to its end."""
     store.discard("tiger", stage_keys(config)["tiger"])
-
-
-def _test_metric(ranked: list[dict[str, Any]], metric: str) -> str:
-    """The sweep's metric, or NDCG@10's nearest kin where that is not one of the test split."""
-    names = list(ranked[0]["test"])
-    return metric if metric in names else next(name for name in reversed(names) if name.startswith("ndcg"))
-
-
-def _best_seed(ledger: Ledger, name: str) -> FinalistRun:
-    """Of the winner's runs the one with the best validation: its model is exported."""
-    metric, sign = ledger.spec.metric, 1 if ledger.spec.mode == "max" else -1
-    runs = [run for run in ledger.finalist_runs() if finalist_name(run.finalist) == name and run.status == "completed"]
-    return max(runs, key=lambda run: sign * float(run.result["validation"][metric]))
-
-
-def _config_of_run(ledger: Ledger, run: FinalistRun) -> RunConfig:
-    spec = ledger.spec
-    config = spec.base_config() if run.finalist == BASE else ledger.config_of(int(run.finalist))
-    return validate_config(spec.finalist_config(config).to_dict() | {"seed": run.seed})
-
-
-def _write_best(ledger: Ledger, winner: dict[str, Any], config: RunConfig) -> None:
-    """`best.yaml`: the winner's config, as `genrec train` reads it, with its numbers as comments."""
-    head = [f"# Winner of the sweep {ledger.spec.name}: {winner['trial']}, seeds {winner['seeds']}."]
-    for name, value in winner["test"].items():
-        head.append(f"# test {name}: {value['mean']:.4f} +- {value['std']:.4f}")
-    head.append(f"# protocol: {json.dumps(ledger.fact('protocol'), sort_keys=True)}")
-    text = "\n".join(head) + "\n" + yaml.safe_dump(config.to_dict(), sort_keys=False)
-    path = ledger.folder / "best.yaml"
-    partial = Path(f"{path}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -1,36 +1,79 @@
-"""Re-evaluation: the best trials and the base, each trained with several seeds, measured on the test split.
+"""Re-evaluation: the best trials and the base, measured on all users of validation and test, and what that says.
 
-The winner is the finalist with the best mean of the sweep's metric on *validation*; the test split only tells how good
-it is. Statistics are the mean and the sample standard deviation over seeds.
+With several seeds everyone is trained anew with each of them; with one, the models that the search kept are measured
+as they are. The winner is the finalist with the best mean of the sweep's metric on *validation*; the test split only
+tells how good it is. Deviations are sample deviations over seeds, tests are paired over users (`sweeps.significance`).
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from genrec.config import RunConfig
+from genrec.config import RunConfig, validate_config
+from sweeps.ledger import Ledger
 from sweeps.records import FinalistRun, PlannedRun
-from sweeps.spec import SweepSpec
+from sweeps.significance import Comparison, Ranked, compare_all
+from sweeps.spec import FinalistsSpec, SweepSpec
 
 BASE = "base"
+PER_USER = ("ndcg", "recall", "mrr")
+"metrics that are means over users, so that users can be compared; in the order of preference"
 
 
-def plan_finalists(spec: SweepSpec, best: Sequence[tuple[int, RunConfig]]) -> list[PlannedRun]:
+def plan_finalists(
+    spec: SweepSpec, best: Sequence[tuple[int, RunConfig]], finalists: FinalistsSpec | None = None
+) -> list[PlannedRun]:
     """Every finalist and the base with every seed; the first seed of all comes first, so that a re-evaluation that is
-    interrupted has compared everyone once. All get the same seeds, from the sweep's own on."""
+    interrupted has compared everyone once. All get the same seeds, from the sweep's own on; with a single seed a trial
+    keeps its own, and with it the model that it has trained."""
+    finalists = finalists or spec.finalists
+    contenders: list[tuple[int | str, RunConfig]] = [*best, (BASE, spec.base_config())]
     runs = []
-    for seed in range(spec.seed, spec.seed + spec.finalists.seeds):
-        contenders: list[tuple[int | str, RunConfig]] = [*best, (BASE, spec.base_config())]
+    for seed in range(spec.seed, spec.seed + finalists.seeds):
         for finalist, config in contenders:
-            values = spec.finalist_config(config).to_dict() | {"seed": seed}
-            runs.append(PlannedRun(finalist, values, seed))
+            own = config.seed if finalists.seeds == 1 and finalist != BASE else seed
+            runs.append(PlannedRun(finalist, spec.finalist_config(config).to_dict() | {"seed": own}, own))
     return runs
 
 
+def finalists_of(ledger: Ledger) -> FinalistsSpec:
+    """How many finalists and seeds: as the sweep's file says, or as the last `reevaluate` did."""
+    return ledger.spec.finalists.model_copy(update=ledger.fact("reevaluation") or {})
+
+
+def note_plan(ledger: Ledger, plans: Sequence[PlannedRun]) -> None:
+    """Record what the re-evaluation consists of, and that it opens the test split."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    if ledger.fact("test_opened") is None:
+        ledger.set_fact("test_opened", now)
+    readings = ledger.fact("test_readings") or []
+    keys = [[plan.finalist, plan.seed] for plan in plans]
+    if not readings or readings[-1]["runs"] != keys:
+        ledger.set_fact("test_readings", [*readings, {"at": now, "runs": keys}])
+
+
+def current_runs(ledger: Ledger) -> list[FinalistRun]:
+    """The runs of the last re-evaluation; others may have been made before it."""
+    readings = ledger.fact("test_readings")
+    runs = ledger.finalist_runs()
+    if not readings:
+        return runs
+    wanted = {(finalist, seed) for finalist, seed in readings[-1]["runs"]}
+    return [run for run in runs if (run.finalist, run.seed) in wanted]
+
+
+def config_of_run(ledger: Ledger, run: FinalistRun) -> RunConfig:
+    """What a re-evaluation was trained with."""
+    spec = ledger.spec
+    config = spec.base_config() if run.finalist == BASE else ledger.config_of(int(run.finalist))
+    return validate_config(spec.finalist_config(config).to_dict() | {"seed": run.seed})
+
+
 def summarise(runs: Sequence[FinalistRun]) -> list[dict[str, Any]]:
-    """One row a finalist from its completed runs: seeds, and mean and std of every metric."""
+    """One row a finalist from its completed runs: seeds, parameters, and mean and std of every metric."""
     rows: dict[int | str, list[FinalistRun]] = {}
     for run in runs:
         if run.status == "completed":
@@ -39,11 +82,22 @@ def summarise(runs: Sequence[FinalistRun]) -> list[dict[str, Any]]:
         {
             "trial": finalist_name(finalist),
             "seeds": sorted(run.seed for run in found),
-            "test": _spread([run.result["test"] for run in found]),
-            "validation": _spread([run.result["validation"] for run in found]),
+            "parameters": found[0].result.get("parameters"),
+            "test": spread([run.result["test"] for run in found]),
+            "validation": spread([run.result["validation"] for run in found]),
         }
         for finalist, found in rows.items()
     ]
+
+
+def spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean and sample deviation of every metric over the seeds; those that not all have are left out."""
+    names = [name for name in rows[0] if ("@" in name or name.endswith("loss")) and all(name in row for row in rows)]
+    values = {name: [float(row[name]) for row in rows] for name in names}
+    return {
+        name: {"mean": statistics.fmean(found), "std": statistics.stdev(found) if len(found) > 1 else 0.0}
+        for name, found in values.items()
+    }
 
 
 def rank_finalists(summary: list[dict[str, Any]], metric: str, mode: str) -> list[dict[str, Any]]:
@@ -52,44 +106,44 @@ def rank_finalists(summary: list[dict[str, Any]], metric: str, mode: str) -> lis
     return sorted(summary, key=lambda row: (sign * row["validation"][metric]["mean"], row["trial"] == BASE))
 
 
-def verdict(ranked: list[dict[str, Any]], baselines: dict[str, Any], metric: str) -> list[str]:
+def metric_per_user(metric: str, measured: Iterable[str]) -> str:
+    """The sweep's metric where it is a mean over users, else the one of the longest list by the order of `PER_USER`."""
+    if metric.split("@")[0] in PER_USER and "@" in metric:
+        return metric
+    return min(
+        (name for name in measured if name.split("@")[0] in PER_USER),
+        key=lambda name: (PER_USER.index(name.split("@")[0]), -int(name.split("@")[1])),
+    )
+
+
+def compare_finalists(
+    ranked: Sequence[str], measured: Mapping[str, Ranked], metric: str, ensemble: Ranked | None = None
+) -> list[Comparison]:
+    """The winner against the runner-up and the base, and the ensemble against the winner, corrected together."""
+    winner, *others = ranked
+    rivals = list(dict.fromkeys([*others[:1], *(name for name in others if name == BASE)]))
+    pairs = [(measured[winner], measured[rival]) for rival in rivals]
+    if ensemble is not None:
+        pairs.append((ensemble, measured[winner]))
+    return compare_all(pairs, metric)
+
+
+def verdict(
+    ranked: list[dict[str, Any]], comparisons: Sequence[Comparison], baselines: Mapping[str, Any], metric: str
+) -> list[str]:
     """What the numbers say, in sentences; where the winner is below a baseline they say that too."""
     winner = ranked[0]
-    base = next((row for row in ranked if row["trial"] == BASE), None)
-    value = winner["test"][metric]
     sentences = []
     if winner["trial"] == BASE:
         sentences.append("No trial is better on validation than the base config, which stays the winner.")
-    elif base is not None:
-        other = base["test"][metric]
-        gap = value["mean"] - other["mean"]
-        spread = max(value["std"], other["std"])
-        words = "above" if gap > 0 else "below"
-        clear = "more" if abs(gap) > 2 * spread else "less"
-        sentences.append(
-            f"{winner['trial']} is {abs(gap):.4f} {words} the base config in test {metric} "
-            f"({_plus_minus(value)} against {_plus_minus(other)}), {clear} than twice the larger spread over seeds."
-        )
+    sentences += [comparison.verdict for comparison in comparisons]
+    value = winner["test"][metric]["mean"]
     for name, row in baselines.items():
-        if metric in row and row[metric] > value["mean"]:
+        if metric in row and row[metric] > value:
             sentences.append(
-                f"The winner is BELOW the baseline {name} (fit: {row['fit']}): "
-                f"{value['mean']:.4f} against {row[metric]:.4f}."
+                f"The winner is BELOW the baseline {name} (fit: {row['fit']}): {value:.4f} against {row[metric]:.4f}."
             )
     return sentences
-
-
-def _spread(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    names = [name for name in rows[0] if "@" in name]
-    values = {name: [float(row[name]) for row in rows if name in row] for name in names}
-    return {
-        name: {"mean": statistics.fmean(found), "std": statistics.stdev(found) if len(found) > 1 else 0.0}
-        for name, found in values.items()
-    }
-
-
-def _plus_minus(value: dict[str, float]) -> str:
-    return f"{value['mean']:.4f} ± {value['std']:.4f}"
 
 
 def finalist_name(finalist: int | str) -> str:

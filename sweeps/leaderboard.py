@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from genrec.cli import printable
+from genrec.settings.evaluation import METRICS
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.status import sweep_status
@@ -36,20 +37,22 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
 
 
 def _trial_table(leaders: list[TrialRecord], metric: str) -> list[str]:
-    names = list(leaders[0].params)
-    head = ["trial", "status", "epochs", metric, *(name.rsplit(".", 1)[-1] for name in names)]
+    names = list(dict.fromkeys(name for record in leaders for name in record.params))
+    against = [name for name in leaders[0].objectives if name != metric]
+    head = ["trial", "status", "epochs", metric, *against, *(name.rsplit(".", 1)[-1] for name in names)]
     rows = [
         [record.id, record.status, str(len(record.epochs)), _number(record.value)]
+        + [_short(record.objectives.get(name)) for name in against]
         + [_short(record.params.get(name)) for name in names]
         for record in leaders[:SHOWN]
     ]
     more = [f"... and {len(leaders) - SHOWN} more"] if len(leaders) > SHOWN else []
-    return [*_aligned([head, *rows]), *more]
+    return [*aligned([head, *rows]), *more]
 
 
 def _finalist_tables(status: dict[str, Any]) -> list[str]:
     """Item-level numbers with the references, then the tuple-level ones under their own name."""
-    names = list(status["finalists"][0]["test"])
+    names = in_order(status["finalists"][0]["test"])
     items = [name for name in names if not name.startswith("tuple_")]
     tuples = [name for name in names if name.startswith("tuple_")]
     facts = ", ".join(f"{name} {value}" for name, value in (status["protocol"] or {}).items())
@@ -60,24 +63,39 @@ def _finalist_tables(status: dict[str, Any]) -> list[str]:
     if status["oracle"]:
         references.append(["oracle", *(_number(status["oracle"].get(column)) for column in items)])
     lines = ["", f"finalists on the test split, item level ({facts})"]
-    lines += _aligned([["", *items], *_finalist_rows(status, items), *references])
+    lines += aligned([["", *items], *_finalist_rows(status, items), *_ensemble_rows(status, items), *references])
     lines += ["", "the same lists read as semantic-ID tuples, as papers count; not comparable with the rows above"]
-    return lines + _aligned([["", *tuples], *_finalist_rows(status, tuples)])
+    return lines + aligned([["", *tuples], *_finalist_rows(status, tuples)])
 
 
 def _finalist_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
-    return [
-        [f"{row['trial']} ({len(row['seeds'])} seeds)"]
-        + [f"{row['test'][name]['mean']:.4f} ± {row['test'][name]['std']:.4f}" for name in names]
-        for row in status["finalists"]
-    ]
+    return [_row(row, f"{row['trial']} ({_count(len(row['seeds']), 'seed')})", names) for row in status["finalists"]]
+
+
+def _ensemble_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
+    row = status["ensemble"]
+    return [_row(row, f"ensemble of {len(row['members'])} ({_count(row['seeds'], 'seed')})", names)] if row else []
+
+
+def _row(row: dict[str, Any], name: str, metrics: Sequence[str]) -> list[str]:
+    seeds = row["seeds"] if isinstance(row["seeds"], int) else len(row["seeds"])
+    return [name, *(plus_minus(row["test"][metric], seeds) for metric in metrics)]
+
+
+def plus_minus(value: dict[str, float], seeds: int) -> str:
+    """Mean and deviation; of one seed there is no deviation."""
+    return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if seeds > 1 else "")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _oracle_lines(status: dict[str, Any]) -> list[str]:
-    oracle = status["oracle"] or {}
+    oracle, test = status["oracle"] or {}, status["finalists"][0]["test"]
     return [
         f"the winner reaches {value['mean'] / oracle[name]:.0%} of the oracle's test {name} ({oracle[name]:.4f})"
-        for name, value in status["finalists"][0]["test"].items()
+        for name, value in ((name, test[name]) for name in in_order(test))
         if name in oracle and name.startswith("recall")
     ]
 
@@ -99,8 +117,18 @@ def _example_history(ledger: Ledger) -> str:
         return ",".join(json.loads(line)["item"] for line, _ in zip(file, range(2), strict=False))
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns under each other, the first to the left, the others to the right."""
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Names such as `ndcg@10` and `tuple_ndcg@10` by what they measure, then by K; others are left out."""
+    found = [name for name in metrics if name.partition("@")[0].removeprefix("tuple_") in METRICS]
+    return sorted(found, key=lambda name: (METRICS.index(name.partition("@")[0].removeprefix("tuple_")), _cutoff(name)))
+
+
+def _cutoff(name: str) -> int:
+    return int(name.partition("@")[2])
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Cells as lines: columns under each other, the first to the left, the others to the right."""
     rows = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -113,7 +141,9 @@ def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 10_000 else f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def _number(value: float | None) -> str:

@@ -21,11 +21,14 @@ from typing import Any, Literal, NamedTuple
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import ConfigError, RunConfig, content_hash
-from sweeps.journal import JOURNAL, DriverLock, LedgerError, damaged, is_driven, repair_tail, sync_folder
+from genrec.durable import put
+from sweeps.cma_es import Told, next_point
+from sweeps.journal import JOURNAL, DriverLock, LedgerError, damaged, is_driven, repair_tail
+from sweeps.parameters import Float, Int, Parameter
 from sweeps.records import (
     STATUSES,
     FinalistRun,
@@ -39,10 +42,9 @@ from sweeps.records import (
     plain,
     readable,
 )
-from sweeps.space import Float, Int, Parameter
-from sweeps.spec import SweepSpec
+from sweeps.spec import SamplerSpec, SweepSpec
 
-__all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Task", "TrialRecord"]
+__all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Study", "Task", "TrialRecord"]
 
 SEARCH = "search"
 FINALISTS = "finalists"
@@ -53,6 +55,7 @@ MAX_DUPLICATES = 50
 RANDOM_AFTER = 10
 "duplicates in a row after which TPE, which likes to repeat itself, is asked no more for the next point"
 MAX_REASON = 4000
+_POPULATION = 20  # of NSGA-II: sweeps have tens or hundreds of trials, not thousands
 
 _STATUS: dict[TrialState, Status] = {
     TrialState.WAITING: "waiting",
@@ -95,19 +98,56 @@ class _ReadOnlyFile(JournalFileBackend):
 
 
 class _Storage(JournalStorage):
-    """A sampler is asked about a trial that is not stored yet; what TPE wants to note about it goes nowhere."""
+    """A sampler is asked about a trial that is not stored yet: what it notes about it is kept until the trial is."""
+
+    def __init__(self, backend: JournalFileBackend):
+        super().__init__(backend)
+        self.notes: dict[str, Any] = {}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         if trial_id != _UNSTORED:
             super().set_trial_system_attr(trial_id, key, value)
+        elif "relative_params" not in key:  # the parameters again
+            self.notes[key] = value
 
 
 _UNSTORED = -1
+_PLACE, _GENERATION = "cma-es:place", "cma-es:generation"
 
 
 def derived_seed(seed: int, number: int, purpose: str) -> int:
     """31 bits that depend on nothing but the arguments."""
     return int(hashlib.sha256(f"{purpose}:{seed}:{number}".encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
+
+
+def grid_in_order(spec: SweepSpec) -> list[dict[str, Any]]:
+    """The grid's points as they are handed out."""
+    points = spec.search_space.grid_points()
+    return points if spec.sampler.grid == "in_order" else _shuffled(points, derived_seed(spec.seed, 0, "grid"))
+
+
+def _shuffled(points: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    order = sorted(range(len(points)), key=lambda index: derived_seed(seed, index, "place"))
+    return [points[index] for index in order]
+
+
+def _num_of_grid_index(history: Sequence[FrozenTrial], grid_index: int) -> int:
+    """How many trials of a grid point there are: how far the list of the points beside it is used up."""
+    return sum(trial.user_attrs["grid_index"] == grid_index for trial in history)
+
+
+def _sampler(kind: str, chosen: SamplerSpec, seed: int) -> optuna.samplers.BaseSampler:
+    if kind == "gp":
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=chosen.startup_trials, warn_independent_sampling=False
+        )
+    if kind == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=chosen.population or _POPULATION)
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=chosen.startup_trials, multivariate=chosen.multivariate, constant_liar=True
+    )
 
 
 def distributions(parameters: Mapping[str, Parameter]) -> dict[str, BaseDistribution]:
@@ -135,11 +175,11 @@ def _rows(trial: FrozenTrial) -> list[dict[str, Any]]:
 class _Record:
     """One study in the journal: the trials in it, written as a Queue wants them."""
 
-    def __init__(self, storage: JournalStorage, name: str, metric: str, mode: str):
+    def __init__(self, storage: JournalStorage, name: str, objectives: Mapping[str, str]):
         self.storage = storage
         self.study_id = storage.get_study_id_from_name(name)
-        self.metric = metric
-        self.mode = mode
+        self.metric, *self.against = objectives
+        self.mode = objectives[self.metric]
         self._numbers = {trial.user_attrs["id"]: trial.number for trial in self.trials()}
 
     def trials(self) -> list[FrozenTrial]:
@@ -159,13 +199,14 @@ class _Record:
             number=number,
             trial_id=_UNSTORED,
             state=state,
-            value=fields.get("value"),
+            value=None,
+            values=fields.get("values"),
             datetime_start=None if state == TrialState.WAITING else now,
             datetime_complete=now if state.is_finished() else None,
             params=fields.get("params", {}),
             distributions=fields.get("distributions", {}),
             user_attrs=attrs,
-            system_attrs={},
+            system_attrs=fields.get("system_attrs", {}),
             intermediate_values=fields.get("intermediate_values", {}),
         )
         self.storage.create_new_trial(self.study_id, template)
@@ -203,16 +244,18 @@ class _Record:
         trial_id, trial = found
         if value is None:
             value = self._best_value(trial)
-        reason = self._why_failed(trial, value) if status != "failed" else None
-        if reason is None and status == "completed" and value is None and "test" not in result:
-            reason = self._never_reported(trial)
         stored = plain(result)
+        values = None if value is None else [value, *self._further_values(trial, stored)]
+        reason = self._why_failed(trial, values or []) if status != "failed" else None
+        if reason is None and status == "completed" and value is None and "test" not in result:
+            reason = self._never_reported(trial, self.metric)
         if reason is not None:
             status, stored["reason"] = "failed", reason
         if stored.get("reason"):
             stored["reason"] = str(stored["reason"])[:MAX_REASON]
         self.storage.set_trial_user_attr(trial_id, "result", stored)
-        values = [value] if value is not None and status != "failed" else None
+        if status == "failed":
+            values = None
         self.storage.set_trial_state_values(trial_id, _STATE[status], values)
         return trial.number
 
@@ -220,19 +263,29 @@ class _Record:
         values = trial.intermediate_values.values()
         return (max(values) if self.mode == "max" else min(values)) if values else None
 
-    def _why_failed(self, trial: FrozenTrial, value: float | None) -> str | None:
+    def _further_values(self, trial: FrozenTrial, result: Mapping[str, Any]) -> list[float]:
+        """Of the objectives beside the metric, as the result or the best epoch has them; NaN where neither does."""
+        if not self.against:
+            return []
+        best = self._best_value(trial)
+        row = next((row for row in _rows(trial) if metric_in(row, self.metric) == best), {})
+        found = [metric_in({**row, **result}, name) for name in self.against]
+        return [math.nan if value is None else value for value in found]
+
+    def _why_failed(self, trial: FrozenTrial, values: Sequence[float]) -> str | None:
         """A trial whose metric was not finite, be it once, never wins."""
-        if value is not None and not math.isfinite(value):
-            return f"non-finite {self.metric}"
+        for name, value in zip([self.metric, *self.against], values, strict=False):
+            if not math.isfinite(value):
+                return f"non-finite {name}" if name == self.metric else self._never_reported(trial, name)
         for row in _rows(trial):
             number = metric_in(row, self.metric)
             if number is not None and not math.isfinite(number):
                 return f"non-finite {self.metric} at epoch {row['epoch']}"
         return None
 
-    def _never_reported(self, trial: FrozenTrial) -> str:
+    def _never_reported(self, trial: FrozenTrial, name: str) -> str:
         names = sorted({name for row in _rows(trial) for name in row} - {"epoch"})
-        return f"{self.metric} was never reported; reported: {', '.join(names) or 'nothing'}"
+        return f"{name} was never reported; reported: {', '.join(names) or 'nothing'}"
 
 
 class _Progress(NamedTuple):
@@ -249,7 +302,7 @@ class _Progress(NamedTuple):
 class Ledger:
     """The record of one sweep, and the queue of its search. Open it by `create`, `open` or `read`."""
 
-    def __init__(self, folder: Path, storage: JournalStorage, lock: DriverLock | None):
+    def __init__(self, folder: Path, storage: _Storage, lock: DriverLock | None):
         self.folder = folder
         self.stop_reason: str | None = None
         "why `next` handed out nothing: budget, time, grid done, space exhausted or stopped"
@@ -258,9 +311,10 @@ class Ledger:
         self._search_id = storage.get_study_id_from_name(SEARCH)
         self.spec = _stored_spec(folder, storage.get_study_user_attrs(self._search_id)["spec"])
         self.space = self.spec.search_space
-        self._record = _Record(storage, SEARCH, self.spec.metric, self.spec.mode)
-        self._finalists = _Record(storage, FINALISTS, self.spec.metric, self.spec.mode)
-        self._grid_points = self.space.grid_points()
+        self._record = _Record(storage, SEARCH, self.spec.objectives)
+        self._finalists = _Record(storage, FINALISTS, {self.spec.metric: self.spec.mode})
+        self._grid_points = grid_in_order(self.spec)
+        self._listed: dict[int, list[dict[str, Any]] | None] = {}
         self._grid_reasons: dict[int, str | None] = {}
         self._distributions = distributions(self.space.parameters)
         self._reissue = [t.number for t in self._record.trials() if t.state == TrialState.RUNNING]
@@ -426,13 +480,21 @@ class Ledger:
         stays = "duplicate_of" in last or (last.get("status") == "infeasible" and not last.get("by_grid"))
         if self.space.pure_grid or not stays:
             index += 1
-        first_round = max(trial.user_attrs["grid_index"] for trial in history) < index < len(self._grid_points)
-        if first_round:
-            return int(index)
+        reached = max(trial.user_attrs["grid_index"] for trial in history)
+        if reached < index < len(self._grid_points):
+            return int(index)  # the first round records infeasible points as well
         if self.space.pure_grid:
             return None
         count = len(self._grid_points)
-        return next((i % count for i in range(index, index + count) if self._grid_reason(i % count) is None), None)
+        round_from_here = (i % count for i in range(index, index + count))
+        return next((i for i in round_from_here if self._has_more(history, i)), None)
+
+    def _has_more(self, history: Sequence[FrozenTrial], grid_index: int) -> bool:
+        """Whether another trial of the grid point can be proposed."""
+        if self._grid_reason(grid_index) is not None:
+            return False
+        listed = self._listed_points(grid_index)
+        return listed is None or _num_of_grid_index(history, grid_index) < len(listed)
 
     def _grid_reason(self, index: int) -> str | None:
         """Why the grid point cannot run whatever is sampled beside it, or None."""
@@ -448,7 +510,7 @@ class Ledger:
         if budget.time is not None and self.elapsed >= budget.time:
             return "time"
         if progress.grid_index is None:
-            return "grid done"
+            return "grid done" if self.space.pure_grid else "space exhausted"
         if progress.duplicates >= MAX_DUPLICATES:
             return "space exhausted"
         if progress.infeasible >= MAX_INFEASIBLE:
@@ -468,35 +530,83 @@ class Ledger:
         assert index is not None
         values = dict(self._grid_points[index])
         by_grid = self._grid_reason(index)
+        notes: dict[str, Any] = {}
         if by_grid is None:
-            values |= self._sampled(number, progress.duplicates)
+            sampled, notes = self._sampled(values, history, progress)
+            values |= sampled
         attrs: dict[str, Any] = {"id": f"trial-{number:04d}", "grid_index": index, "values": values}
-        attrs["seed"] = values.get("seed", derived_seed(self.spec.seed, number, "trial"))
+        attrs["seed"] = derived_seed(self.spec.seed, number, "trial")
         reason = by_grid or self.space.infeasible_reason(self.spec.base_values, values)
         params = {key: _recorded(values[key]) for key in self.space.parameters if key in values}
-        fields = {"params": params, "distributions": {key: self._distributions[key] for key in params}}
+        fields: dict[str, Any] = {
+            "params": params,
+            "distributions": {key: self._distributions[key] for key in params},
+        }
         if reason is not None:
             attrs |= {"status": "infeasible", "reason": reason, "by_grid": by_grid is not None or self.space.pure_grid}
             return self._record.create(TrialState.FAIL, attrs | {"config_hash": ""}, **fields)
-        attrs["config_hash"] = self.space.build(self.spec.base_values, values).hash
+        config = self.space.build(self.spec.base_values, values)
+        attrs["config_hash"] = config.hash
+        if "seed" in self.space.paths:
+            attrs["seed"] = config.seed
         first = next((t for t in history if t.user_attrs["config_hash"] == attrs["config_hash"]), None)
         if first is not None:
             return self._create_duplicate(first, attrs, fields)
-        return self._record.create(TrialState.RUNNING, attrs, **fields)
+        return self._record.create(TrialState.RUNNING, attrs, system_attrs=notes, **fields)
 
-    def _sampled(self, number: int, duplicates: int) -> dict[str, Any]:
-        """Values of the sampled settings. A sampler made anew for every number is what makes a resumed sweep equal to
-        an undisturbed one."""
+    def _sampled(
+        self, grid_point: Mapping[str, Any], history: Sequence[FrozenTrial], progress: _Progress
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values of the sampled parameters beside a grid point, and what the sampler wants to find in the trial later.
+
+        A sampler made anew for every number is what makes a resumed sweep equal to an undisturbed one."""
+        number, index = len(history), progress.grid_index or 0
+        kind = self.spec.sampler.type if progress.duplicates < RANDOM_AFTER else "random"
+        listed = self._listed_points(index)
+        if listed is not None:
+            return listed[_num_of_grid_index(history, index)], {}
+        self._storage.notes = {}
         seed = derived_seed(self.spec.seed, number, "sampler")
-        chosen = self.spec.sampler
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-        if chosen.type == "tpe" and duplicates < RANDOM_AFTER:
-            sampler = optuna.samplers.TPESampler(
-                seed=seed,
-                n_startup_trials=chosen.startup_trials,
-                multivariate=chosen.multivariate,
-                constant_liar=True,
-            )
+        values: dict[str, Any] = {}
+        for when, names in self.space.sampled_groups():
+            if not self.space.is_active(names[0], {**grid_point, **values}):
+                continue
+            if kind == "cma-es" and not when:
+                numbers = [name for name in names if isinstance(self.space.parameters[name], (Float, Int))]
+                values |= self._evolved(numbers, history, seed)
+                names = [name for name in names if name not in values]
+            joint_sampler = kind in ("random", "tpe") or (kind in ("gp", "nsga2") and not when)
+            values |= self._asked(kind if joint_sampler else "tpe", names, number, seed)
+        in_order = {name: values[name] for name in self.space.sampled if name in values}
+        return in_order, self._storage.notes
+
+    def _listed_points(self, grid_index: int) -> list[dict[str, Any]] | None:
+        """All points of a finite space beside a grid point, in random order: `random` samples without replacement.
+        None where they can't be listed, or another sampler chooses."""
+        if self.spec.sampler.type != "random":
+            return None
+        if grid_index not in self._listed:
+            points = self.space.sampled_points(self._grid_points[grid_index])
+            seed = derived_seed(self.spec.seed, grid_index, "order")
+            self._listed[grid_index] = None if points is None else _shuffled(points, seed)
+        return self._listed[grid_index]
+
+    def _evolved(self, names: Sequence[str], history: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
+        """CMA-ES over float and int parameters; its whole state is in the trials."""
+        sign = -1 if self.spec.mode == "max" else 1
+        told = [
+            Told(attrs[_PLACE], sign * trial.values[0], attrs[_GENERATION])
+            for trial in history
+            if (attrs := trial.system_attrs).get(_GENERATION) is not None and trial.values
+        ]
+        place, generation = next_point(told, len(names), seed=seed, population=self.spec.sampler.population)
+        self._storage.notes |= {_PLACE: place, _GENERATION: generation}
+        ranges = [parameter for name in names if isinstance(parameter := self.space.parameters[name], (Float, Int))]
+        return {name: p.at(x) for name, p, x in zip(names, ranges, place, strict=True)}
+
+    def _asked(self, kind: str, names: Sequence[str], number: int, seed: int) -> dict[str, Any]:
+        """Values of `names` from one of Optuna's samplers."""
+        sampler = _sampler(kind, self.spec.sampler, seed)
         study = optuna.load_study(study_name=SEARCH, storage=self._storage, sampler=sampler)
         trial = FrozenTrial(
             number=number,
@@ -511,13 +621,13 @@ class Ledger:
             system_attrs={},
             intermediate_values={},
         )
-        sampled = self.space.sampled
-        joint = {key: d for key in sorted(sampled) if not (d := self._distributions[key]).single()}
-        recorded = sampler.sample_relative(study, trial, joint) if chosen.multivariate else {}
-        for key in sampled:
+        joint = {key: d for key in sorted(names) if not (d := self._distributions[key]).single()}
+        jointly = kind in ("gp", "nsga2") or self.spec.sampler.multivariate
+        recorded = sampler.sample_relative(study, trial, joint) if jointly else {}
+        for key in names:
             if key not in recorded:
                 recorded[key] = sampler.sample_independent(study, trial, key, self._distributions[key])
-        return {key: self._real_value(key, recorded[key]) for key in sampled}
+        return {key: self._real_value(key, recorded[key]) for key in names}
 
     def _real_value(self, key: str, recorded: Any) -> Any:
         parameter = self.space.parameters[key]
@@ -535,7 +645,7 @@ class Ledger:
             return self._record.create(TrialState.WAITING, attrs, **fields)
         attrs["result"] = _copied_result(first)
         return self._record.create(
-            first.state, attrs, value=first.value, intermediate_values=first.intermediate_values, **fields
+            first.state, attrs, values=first.values, intermediate_values=first.intermediate_values, **fields
         )
 
     def _settle_duplicates(self, of: int | None = None) -> None:
@@ -554,7 +664,7 @@ class Ledger:
 
     def trials(self) -> list[TrialRecord]:
         """All trials, by number."""
-        return [_trial_record(trial) for trial in self._record.trials()]
+        return [_trial_record(trial, list(self.spec.objectives)) for trial in self._record.trials()]
 
     def counts(self) -> dict[Status, int]:
         """How many trials have each status."""
@@ -569,8 +679,8 @@ class Ledger:
         return self._config(trials[number])
 
     def _config(self, trial: FrozenTrial) -> RunConfig:
-        values = trial.user_attrs["values"] | {"seed": trial.user_attrs["seed"]}
-        return self.space.build(self.spec.base_values, values)
+        base = {**self.spec.base_values, "seed": trial.user_attrs["seed"]}
+        return self.space.build(base, trial.user_attrs["values"])
 
     def leaderboard(self) -> list[TrialRecord]:
         """Trials with a value, best first: completed ones before stopped ones; a config stands once."""
@@ -579,13 +689,37 @@ class Ledger:
         return sorted(ranked, key=lambda r: (r.status != "completed", sign * (r.value or 0.0), r.number))
 
     def select(self, count: int) -> list[TrialRecord]:
-        """The best `count` trials to re-evaluate: completed ones, or stopped ones when none is completed."""
+        """The best `count` trials to re-evaluate: completed ones, or stopped ones when none is completed. With several
+        objectives they are spread over the Pareto front, the best of the metric first."""
+        ranked = self.pareto_front() if self.spec.against else self.leaderboard()
+        ranked = [r for r in ranked if r.status == ranked[0].status]
+        if not self.spec.against or count >= len(ranked):
+            return ranked[:count]
+        places = [round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)]
+        return [ranked[place] for place in places]
+
+    def pareto_front(self) -> list[TrialRecord]:
+        """Trials that no other beats in one objective without losing in another, by the metric; one of equals."""
+        signs = [-1 if mode == "max" else 1 for mode in self.spec.objectives.values()]
         ranked = self.leaderboard()
-        return [r for r in ranked if r.status == ranked[0].status][:count]
+        losses = {r.number: [sign * x for sign, x in zip(signs, r.objectives.values(), strict=True)] for r in ranked}
+        front: list[TrialRecord] = []
+        for record in ranked:
+            mine = losses[record.number]
+            others = [losses[other.number] for other in ranked if other.status == record.status]
+            beaten = any(all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in others)
+            if not beaten and all(losses[kept.number] != mine for kept in front):
+                front.append(record)
+        return front
 
     def best(self) -> TrialRecord | None:
         """The first of the leaderboard."""
         return next(iter(self.leaderboard()), None)
+
+    @property
+    def study(self) -> Study:
+        """The search in Optuna's own terms, for its plots and importances."""
+        return optuna.load_study(study_name=SEARCH, storage=self._storage)
 
     # -- facts and state ----------------------------------------------------------------------------------------------
 
@@ -669,7 +803,7 @@ def _copied_result(first: FrozenTrial) -> dict[str, Any]:
     return result
 
 
-def _trial_record(trial: FrozenTrial) -> TrialRecord:
+def _trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
     attrs = trial.user_attrs
     result = attrs.get("result", {})
     status = "infeasible" if attrs.get("status") == "infeasible" else _STATUS[trial.state]
@@ -678,7 +812,8 @@ def _trial_record(trial: FrozenTrial) -> TrialRecord:
         id=attrs["id"],
         status=status,
         params=attrs["values"],
-        value=trial.value,
+        value=trial.values[0] if trial.values else None,
+        objectives=dict(zip(objectives, trial.values or [], strict=False)),
         epochs=[readable(row) for row in _rows(trial)],
         seed=attrs["seed"],
         config_hash=attrs["config_hash"],
@@ -724,9 +859,10 @@ def _write_new_journal(folder: Path, spec: SweepSpec) -> None:
     temporary.unlink(missing_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(_JournalFile(str(temporary)))
-    direction = StudyDirection.MAXIMIZE if spec.mode == "max" else StudyDirection.MINIMIZE
-    search = storage.create_new_study([direction], SEARCH)
-    storage.create_new_study([direction], FINALISTS)
+    directions = [
+        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in spec.objectives.values()
+    ]
+    search = storage.create_new_study(directions, SEARCH)
+    storage.create_new_study(directions[:1], FINALISTS)
     storage.set_study_user_attr(search, "spec", spec.to_dict())
-    os.replace(temporary, folder / JOURNAL)
-    sync_folder(folder)
+    put(temporary, folder / JOURNAL)

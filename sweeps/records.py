@@ -45,6 +45,8 @@ class TrialRecord:
     finished: datetime | None
     duplicate_of: int | None = None
     grid_index: int | None = None
+    objectives: dict[str, float] = field(default_factory=dict)
+    "the metric and what it stands against, by name"
 
 
 class PlannedRun(NamedTuple):

@@ -1,142 +1,173 @@
-"""The search space of a sweep: which settings vary, over which values, under which constraints.
+"""The search space of a sweep: which settings vary, over which values, and how a point becomes a config.
 
-Keys are config paths. A `grid` setting is enumerated in the order of the file; `float`, `int` and `choice` settings
-are sampled, by the ledger. Everything is checked when the file is read; no Ray, torch or Optuna here.
+A point is a dict of parameter names and values; a parameter whose condition (`when`) fails is not in it. `grid`
+parameters are enumerated in the order of the file; `float`, `int` and `choice` are sampled, by the ledger. Derived
+settings are computed last and constraints asked of the result. No Ray, torch or Optuna here.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from genrec.config import ConfigError, RunConfig, config_keys, nearest, validate_config, with_values
-from genrec.strict_yaml import YamlDocument
-from sweeps.constraints import Constraint, ConstraintError, parse_constraint
+from genrec.config import ConfigError, RunConfig, config_keys, validate_config, with_values
+from sweeps.constraints import Constraint, Expression, Unusable
+from sweeps.costs import QUANTITIES
+from sweeps.parameters import Choice, Float, Grid, Int, Parameter, When, paths_of, settings_of
 
-MAX_VALUES = 1000
-MAX_GRID_POINTS = 100_000
-
-
-@dataclass(frozen=True)
-class Float:
-    """A number from `low` to `high`, both included; `log`: uniform in its logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    @property
-    def probes(self) -> list[float]:
-        """Low, middle, high: what a setting must accept for the range to make sense."""
-        if self.step is not None:
-            middle = self.low + self.step * (round((self.high - self.low) / self.step) // 2)
-        else:
-            middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return [self.low, middle, self.high]
-
-    def draw(self, rng: random.Random) -> float:
-        if self.step is not None:
-            return self.low + self.step * rng.randint(0, round((self.high - self.low) / self.step))
-        if self.log:
-            return min(max(math.exp(rng.uniform(math.log(self.low), math.log(self.high))), self.low), self.high)
-        return rng.uniform(self.low, self.high)
+MAX_POINTS = 100_000
+"that are ever listed: grid points, and the points of a finite space for sampling without replacement"
+Point = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Int:
-    """A whole number from `low` to `high`, both included."""
-
-    low: int
-    high: int
-    log: bool = False
-    step: int = 1
-
-    @property
-    def probes(self) -> list[int]:
-        if self.log:
-            return [self.low, round(math.sqrt(self.low * self.high)), self.high]
-        return [self.low, self.low + self.step * ((self.high - self.low) // self.step // 2), self.high]
-
-    def draw(self, rng: random.Random) -> int:
-        if self.log:
-            return min(round(math.exp(rng.uniform(math.log(self.low), math.log(self.high + 1)))), self.high)
-        return rng.randrange(self.low, self.high + 1, self.step)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of `values` (scalars or lists), sampled."""
-
-    values: tuple[Any, ...]
-
-    @property
-    def probes(self) -> list[Any]:
-        return list(self.values)
-
-    def draw(self, rng: random.Random) -> Any:
-        return rng.choice(self.values)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """All of `values`, one after the other; `ordered`: their order means something (a report draws them as a line)."""
-
-    values: tuple[Any, ...]
-    ordered: bool = False
-
-    @property
-    def probes(self) -> list[Any]:
-        return list(self.values)
-
-    def draw(self, rng: random.Random) -> Any:
-        return rng.choice(self.values)
-
-
-Parameter = Float | Int | Choice | Grid
+class PointError(ValueError):
+    """A derived setting cannot have the value that its expression gives at a point."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The settings that vary, by config path and in the order of the file, and the constraints on them."""
+    """The parameters in the order of the file, conditions on what the config may be, and formulas of derived settings
+    in the order of their evaluation."""
 
     parameters: Mapping[str, Parameter]
     constraints: tuple[Constraint, ...] = ()
+    derived: Mapping[str, Expression] = field(default_factory=dict)
 
     @property
     def grid(self) -> dict[str, Grid]:
-        return {key: p for key, p in self.parameters.items() if isinstance(p, Grid)}
+        return {name: p for name, p in self.parameters.items() if isinstance(p, Grid)}
 
     @property
     def sampled(self) -> dict[str, Float | Int | Choice]:
-        return {key: p for key, p in self.parameters.items() if not isinstance(p, Grid)}
+        return {name: p for name, p in self.parameters.items() if not isinstance(p, Grid)}
 
     @property
     def pure_grid(self) -> bool:
         return not self.sampled
 
-    def grid_points(self) -> list[dict[str, Any]]:
-        """The cartesian product of the grid settings, the first one slowest; one empty point without grid settings."""
-        grid = self.grid
-        return [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*(p.values for p in grid.values()))
-        ]
+    @cached_property
+    def paths(self) -> set[str]:
+        """Every config path that a point sets or derives."""
+        return {path for name, p in self.parameters.items() for path in paths_of(name, p)} | set(self.derived)
 
-    def build(self, base: Mapping[str, Any], params: Mapping[str, Any]) -> RunConfig:
-        """The config of the point `params` over the nested dict `base`. Raises `ConfigError`; constraints not asked."""
-        return validate_config(with_values(base, params))
+    def is_active(self, name: str, point: Mapping[str, Any]) -> bool:
+        """Whether the parameter lives at `point`, which has the values of those above it."""
+        return all(above in point and point[above] in values for above, values in self.parameters[name].when.items())
 
-    def infeasible_reason(self, base: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
-        """Why the point may not run: a false constraint, or settings that do not go together. `base` has all keys."""
-        values = with_values(base, params)
+    # -- points -------------------------------------------------------------------------------------------------------
+
+    def grid_points(self) -> list[Point]:
+        """All points of the grid parameters, the first one slowest; one empty point without grid parameters."""
+        return list(self._points(list(self.grid), {}))
+
+    def num_points(self) -> int | None:
+        """How many different points the space has; None: endlessly many, or more than `MAX_POINTS`."""
+        return self._count(list(self.parameters), {})
+
+    def sampled_points(self, grid_point: Mapping[str, Any]) -> list[Point] | None:
+        """All values of the sampled parameters beside a grid point, None when they can't be listed."""
+        names = list(self.sampled)
+        if self._count(names, grid_point) is None:
+            return None
+        return list(self._points(names, grid_point))
+
+    def sampled_groups(self) -> list[tuple[When, list[str]]]:
+        """The sampled parameters by their condition, those above first: what can be sampled jointly."""
+        groups: dict[tuple[tuple[str, str], ...], tuple[When, list[str]]] = {}
+        for name, parameter in self.sampled.items():
+            key = tuple(sorted((above, repr(values)) for above, values in parameter.when.items()))
+            groups.setdefault(key, (parameter.when, []))[1].append(name)
+        return list(groups.values())
+
+    def _count(self, names: Sequence[str], given: Mapping[str, Any]) -> int | None:
+        counts = [self.parameters[name].count for name in names]
+        if None in counts:
+            return None
+        if math.prod(count or 0 for count in counts) > MAX_POINTS and not any(self.parameters[n].when for n in names):
+            return None
+        counted = sum(1 for _ in itertools.islice(self._points(names, given), MAX_POINTS + 1))
+        return counted if counted <= MAX_POINTS else None
+
+    def _points(self, names: Sequence[str], given: Mapping[str, Any]) -> Iterator[Point]:
+        """Values of `names` beside those of `given`, the first name slowest."""
+        if not names:
+            yield {}
+            return
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, given):
+            yield from self._points(rest, given)
+            return
+        for value in self.parameters[name].all_values():
+            for tail in self._points(rest, {**given, name: value}):
+                yield {name: value, **tail}
+
+    def _corners(self, names: Sequence[str], given: Point) -> Iterator[Point]:
+        if not names:
+            yield given
+            return
+        parameter = self.parameters[names[0]]
+        active = self.is_active(names[0], given)
+        for extra in [{names[0]: value} for value in parameter.probes] if active else [{}]:
+            yield from self._corners(names[1:], {**given, **extra})
+
+    def draws(self, seed: int = 0) -> Iterator[Point]:
+        """Endless random points: to try the space out, not to search it."""
+        rng = random.Random(seed)
+        while True:
+            yield self.draw(rng)
+
+    def draw(self, rng: random.Random, given: Mapping[str, Any] | None = None) -> Point:
+        """A random point with the values of `given`."""
+        point: Point = {}
+        for name, parameter in self.parameters.items():
+            if given and name in given:
+                point[name] = given[name]
+            elif self.is_active(name, point):
+                point[name] = parameter.draw(rng)
+        return point
+
+    def trial_points(self, tries: int = 200) -> list[Point]:
+        """Points that stand for the space: all of a small one, random ones otherwise."""
+        count = self.num_points()
+        if count is not None and count <= tries:
+            return list(self._points(list(self.parameters), {}))
+        return list(itertools.islice(self.draws(), tries))
+
+    # -- from a point to a config -------------------------------------------------------------------------------------
+
+    def values(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings at `point` over the nested dict `base`, which has all of them. Raises `PointError`."""
+        settings: dict[str, Any] = {}
+        for name, value in point.items():
+            settings |= settings_of(name, self.parameters[name], value)
+        values = with_values(base, settings)
+        for path, formula in self.derived.items():
+            try:
+                values = with_values(values, {path: derived_value(path, formula.value(values))})
+            except (Unusable, ValueError) as error:
+                raise PointError(f"derive.{path}: {formula.text!r}: {error}") from None
+        return values
+
+    def build(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> RunConfig:
+        """The config at `point`. Raises `ConfigError`; constraints are not asked."""
+        try:
+            return validate_config(self.values(base, point))
+        except PointError as error:
+            raise ConfigError([str(error)]) from None
+
+    def infeasible_reason(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> str | None:
+        """Why the point may not run: a false constraint, or settings that do not go together."""
+        try:
+            values = self.values(base, point)
+        except PointError as error:
+            return str(error)
         for constraint in self.constraints:
             if (violation := constraint.violation(values)) is not None:
                 return violation
@@ -146,33 +177,53 @@ class Space:
             return "; ".join(error.faults)
         return None
 
-    def grid_infeasible_reason(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> str | None:
+    def grid_infeasible_reason(self, base: Mapping[str, Any], grid_point: Mapping[str, Any]) -> str | None:
         """Why the grid point may not run whatever is sampled beside it, or None."""
-        values = with_values(base, point)
-        sampled = self.sampled
+        unsettled = self._unsettled()
+        try:
+            values = self._settled_values(base, grid_point, unsettled)
+        except PointError as error:
+            return str(error)
         for constraint in self.constraints:
-            if constraint.paths.isdisjoint(sampled) and (violation := constraint.violation(values)) is not None:
+            if constraint.paths.isdisjoint(unsettled) and (violation := constraint.violation(values)) is not None:
                 return violation
         try:
             validate_config(values)
         except ConfigError as error:
             sections = {fault.partition(":")[0] for fault in error.faults}
-            involved = any(key == s or key.startswith(f"{s}.") for key in sampled for s in sections)
+            involved = any(path == s or path.startswith(f"{s}.") for path in unsettled for s in sections)
             if not involved and "config" not in sections:
                 return "; ".join(error.faults)
         return None
 
-    def draws(self, seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Endless random points: to try the space out, not to search it."""
-        rng = random.Random(seed)
-        while True:
-            yield {key: parameter.draw(rng) for key, parameter in self.parameters.items()}
+    def _unsettled(self) -> set[str]:
+        """Paths whose value depends on what is sampled; a cost depends on everything."""
+        paths = {path for name, p in self.sampled.items() for path in paths_of(name, p)}
+        if paths:
+            paths |= set(QUANTITIES)
+        for path, formula in self.derived.items():
+            if not formula.paths.isdisjoint(paths):
+                paths.add(path)
+        return paths
 
-    def trial_points(self, tries: int = 200) -> list[dict[str, Any]]:
-        """Points that stand for the space: all of a small grid, random ones otherwise."""
-        if self.pure_grid and math.prod(len(p.values) for p in self.grid.values()) <= tries:
-            return self.grid_points()
-        return list(itertools.islice(self.draws(), tries))
+    def _settled_values(
+        self, base: Mapping[str, Any], grid_point: Mapping[str, Any], unsettled: set[str]
+    ) -> dict[str, Any]:
+        settled = {path: formula for path, formula in self.derived.items() if path not in unsettled}
+        return Space(self.parameters, (), settled).values(base, grid_point)
+
+    def possible_values(self, base: Mapping[str, Any], path: str) -> list[Any]:
+        """Values that the setting can have: all of a choice or grid, ends of a range, of a derived setting those at
+        random points and at the corners of the space."""
+        if path in self.derived:
+            points = self.trial_points() + list(itertools.islice(self._corners(list(self.parameters), {}), 1000))
+            feasible = [point for point in points if self.infeasible_reason(base, point) is None]
+            return [_value_at(self.values(base, point), path) for point in feasible]
+        found = []
+        for name, parameter in self.parameters.items():
+            if path in paths_of(name, parameter):
+                found += [settings_of(name, parameter, value)[path] for value in parameter.probes]
+        return found or [_value_at(base, path)]
 
     def infeasible_share(self, base: Mapping[str, Any], tries: int = 200) -> tuple[float, str | None]:
         """Share of infeasible points among `trial_points`, and the reason of the first."""
@@ -181,16 +232,11 @@ class Space:
         return len(reasons) / len(points), reasons[0] if reasons else None
 
 
-def fault(where: str, key: str, got: str | None, rule: str, fix: str | None = None) -> str:
-    """One line in the form `FILE:LINE: KEY: got VALUE; rule; fix: ...`."""
-    parts = [f"got {got}" if got is not None else None, rule, f"fix: {fix}" if fix else None]
-    return (f"{where}: " if where else "") + f"{key}: " + "; ".join(part for part in parts if part)
-
-
-def show(value: Any, limit: int = 80) -> str:
-    """A value as text for a message, cut to `limit` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def _value_at(config: Mapping[str, Any], path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value[part]
+    return value
 
 
 @cache
@@ -210,165 +256,11 @@ def setting_value(key: str, value: Any) -> Any:
         raise ValueError(message[:1].lower() + message[1:]) from None
 
 
-def parse_space(
-    space: Mapping[str, Any], constraints: Sequence[str] = (), document: YamlDocument | None = None
-) -> Space:
-    """A Space from the `space:` and `constraints:` of a sweep file. Raises `ConfigError` with every fault at once."""
-    faults: list[str] = []
-    parameters: dict[str, Parameter] = {}
-    for key, text in space.items():
-        where = document.where("space", key) if document else ""
-        if key not in config_keys():
-            faults.append(fault(where, f"space.{key}", None, f"unknown setting{nearest(key, config_keys())}"))
-            continue
-        parameter = _Entry(key, text, document).parse(faults)
-        if parameter is not None:
-            parameters[key] = parameter
-    if not space:
-        where = document.where("space") if document else ""
-        faults.append(fault(where, "space", "nothing", "expected at least one setting", _EXAMPLE))
-    points = math.prod(len(p.values) for p in parameters.values() if isinstance(p, Grid))
-    if points > MAX_GRID_POINTS:
-        rule = f"at most {MAX_GRID_POINTS} points"
-        faults.append(fault(document.where("space") if document else "", "space", f"{points} grid points", rule))
-    parsed = _parse_constraints(constraints, document, faults)
-    if faults:
-        raise ConfigError(faults)
-    return Space(parameters, parsed)
-
-
-_EXAMPLE = "train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}"
-
-
-def _parse_constraints(
-    constraints: Sequence[str], document: YamlDocument | None, faults: list[str]
-) -> tuple[Constraint, ...]:
-    parsed = []
-    for index, text in enumerate(constraints):
-        where = document.where("constraints", str(index)) if document else ""
-        if not isinstance(text, str):
-            faults.append(fault(where, f"constraints.{index}", show(text), "expected an expression as text"))
-            continue
-        try:
-            parsed.append(parse_constraint(text))
-        except ConstraintError as error:
-            faults.append(fault(where, f"constraints.{index}", show(text), str(error)))
-    return tuple(parsed)
-
-
-_KEYS = {
-    "float": ("low", "high", "log", "step"),
-    "int": ("low", "high", "log", "step"),
-    "choice": ("values",),
-    "grid": ("values", "ordered"),
-}
-
-
-class _Entry:
-    """One entry of `space:` on its way to a Parameter."""
-
-    def __init__(self, key: str, text: Any, document: YamlDocument | None):
-        self.key = key
-        self.text = text
-        self.document = document
-        self.faults: list[str] = []
-
-    def parse(self, faults: list[str]) -> Parameter | None:
-        parameter = self._parse()
-        if parameter is not None and not self.faults:
-            parameter = self._fitted(parameter)
-        faults += self.faults
-        return None if self.faults else parameter
-
-    def _fault(self, name: str | None, got: str | None, rule: str, fix: str | None = None) -> None:
-        path = ("space", self.key, name) if name else ("space", self.key)
-        where = self.document.where(*path) if self.document else ""
-        self.faults.append(fault(where, ".".join(path), got, rule, fix))
-
-    def _parse(self) -> Parameter | None:
-        if not isinstance(self.text, Mapping):
-            values = self.text if isinstance(self.text, list) else [self.text]
-            self._fault(None, show(self.text), "expected a mapping with a type", f"{{type: grid, values: {values}}}")
-            return None
-        kind = self.text.get("type")
-        if kind not in _KEYS:
-            hint = nearest(kind, _KEYS) if isinstance(kind, str) else ""
-            got = "no type" if kind is None else show(kind)
-            self._fault("type", got, f"expected one of {', '.join(_KEYS)}{hint}")
-            return None
-        for name in self.text:
-            if name not in ("type", *_KEYS[kind]):
-                self._fault(name, None, f"unknown key of type {kind}{nearest(name, _KEYS[kind])}")
-        if self.faults:
-            return None
-        return self._values(kind) if kind in ("choice", "grid") else self._range(kind)
-
-    def _values(self, kind: str) -> Choice | Grid | None:
-        values = self.text.get("values")
-        if not isinstance(values, list) or not 0 < len(values) <= MAX_VALUES:
-            self._fault("values", show(values), f"expected a list of 1 to {MAX_VALUES} values", "values: [64, 128]")
-            return None
-        ordered = self._flag("ordered") if kind == "grid" else False
-        return Choice(tuple(values)) if kind == "choice" else Grid(tuple(values), ordered)
-
-    def _flag(self, name: str) -> bool:
-        value = self.text.get(name, False)
-        if not isinstance(value, bool):
-            self._fault(name, show(value), "expected true or false")
-        return bool(value)
-
-    def _number(self, name: str, kind: str, default: Any = None) -> Any:
-        value = self.text.get(name, default)
-        if value is None and name == "step":
-            return None
-        allowed = (int, float) if kind == "float" else (int,)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
-            expected = "a number" if kind == "float" else "a whole number"
-            self._fault(name, "nothing" if value is None else show(value), f"expected {expected}")
-            return None
-        return float(value) if kind == "float" else value
-
-    def _range(self, kind: str) -> Float | Int | None:
-        log = self._flag("log")
-        step = self._number("step", kind, None if kind == "float" else 1)
-        low, high = self._number("low", kind), self._number("high", kind)
-        if self.faults:
-            return None
-        if low > high:
-            self._fault("low", show(low), f"low must be at most high ({high})", f"low: {high}, high: {low}")
-        elif log and low <= 0:
-            self._fault("low", show(low), "a log range must start above 0", "a small positive low, or log: false")
-        elif step is not None and step <= 0:
-            self._fault("step", show(step), "step must be above 0")
-        elif log and (step is not None if kind == "float" else step != 1):
-            self._fault("step", show(step), "a log range has no step", "leave step out, or log: false")
-        elif step is not None and not _divides(step, high - low):
-            nearest_high = low + step * math.floor((high - low) / step)
-            self._fault(
-                "step", show(step), f"high - low ({high - low}) must be a multiple of step", f"high: {nearest_high}"
-            )
-        return Float(low, high, log, step) if kind == "float" else Int(low, high, log, step)
-
-    def _fitted(self, parameter: Parameter) -> Parameter | None:
-        """The parameter with its values as the setting keeps them, or faults."""
-        fitted = []
-        for index, value in enumerate(parameter.probes):
-            name = "values" if isinstance(parameter, (Choice, Grid)) else ("low", "low", "high")[index]
-            try:
-                fitted.append(setting_value(self.key, value))
-            except ValueError as error:
-                fix = "type: int" if isinstance(parameter, Float) and "integer" in str(error) else None
-                self._fault(name, show(value), str(error), fix)
-                if isinstance(parameter, Float):
-                    return None
-        if not isinstance(parameter, (Choice, Grid)):
-            return parameter
-        texts = [json.dumps(value) for value in fitted]
-        for text in sorted({text for text in texts if texts.count(text) > 1}):
-            self._fault("values", text, "a value stands twice", "leave one out")
-        values = tuple(fitted)
-        return Choice(values) if isinstance(parameter, Choice) else Grid(values, parameter.ordered)
-
-
-def _divides(step: float, span: float) -> bool:
-    return math.isclose(span / step, round(span / step), rel_tol=0, abs_tol=1e-8)
+def derived_value(key: str, value: Any) -> Any:
+    """As `setting_value`; arithmetic may also give a whole number as 64.0. The error names the value."""
+    try:
+        return setting_value(key, value)
+    except ValueError as error:
+        if isinstance(value, float) and value.is_integer():
+            return setting_value(key, int(value))
+        raise ValueError(f"got {value!r}; {error}") from None

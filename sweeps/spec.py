@@ -6,6 +6,7 @@ A loaded spec holds the whole base config (`base_values`), so that the copy in t
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -26,11 +27,22 @@ from genrec.config import (
     with_values,
 )
 from genrec.settings.base import PositiveInt
+from genrec.settings.evaluation import METRICS
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
-from sweeps.space import Space, fault, parse_space, setting_value, show
+from sweeps.parameters import Float, Int
+from sweeps.space import Space, setting_value
+from sweeps.space_file import fault, parse_space, show
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_TRIALS = 100_000
+FEASIBILITY_TRIES = 1000
+"points that are tried before a space counts as having no feasible one"
+LOSSES = ("loss", "validation_loss")
+_READ_BY = {
+    "startup_trials": ("tpe", "gp"),
+    "multivariate": ("tpe",),
+    "population": ("cma-es", "nsga2"),
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -48,12 +60,17 @@ Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=F
 
 
 class SamplerSpec(Section):
-    """How values are proposed for the settings that are sampled."""
+    """How values are proposed for the settings that are sampled, and in which order grid points come."""
 
-    type: Literal["tpe", "random"] = "tpe"
+    type: Literal["tpe", "random", "gp", "cma-es", "nsga2"] = "tpe"
+    "`random` repeats no point; what another sampler cannot do (categories for cma-es, settings with `when`) tpe does"
     startup_trials: PositiveInt = 10
-    "random trials before the first that TPE proposes"
+    "random trials before the first that `tpe` or `gp` proposes"
     multivariate: bool = True
+    "whether `tpe` looks at settings jointly"
+    population: Annotated[int, Field(ge=2)] | None = None
+    "trials of one generation (`cma-es`, `nsga2`); by default 4 + 3 ln(settings), and 20"
+    grid: Literal["in_order", "shuffled"] = "in_order"
 
 
 class SchedulerSpec(Section):
@@ -88,6 +105,7 @@ class FinalistsSpec(Section):
 
     top_k: Annotated[int, Field(ge=1, le=100)] = 3
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    "with 1 the models of the search are measured as they are; with more, all are trained anew with each"
     set: dict[str, Any] = Field(default_factory=dict)
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
@@ -101,10 +119,14 @@ class SweepSpec(Section):
     set: dict[str, Any] = Field(default_factory=dict)
     "overrides of the base, by config path; `base_values` contains them"
     space: dict[str, dict[str, Any]]
+    derive: dict[str, str] = Field(default_factory=dict)
+    "settings computed from others: config path -> expression"
     constraints: list[str] = Field(default_factory=list)
     metric: str = "ndcg@10"
     "of the validation split; the default is the base's `evaluation.monitor`, which it replaces"
     mode: Literal["max", "min"] = "max"
+    against: dict[str, Literal["max", "min"]] = Field(default_factory=dict)
+    "further objectives: `parameters` or validation metrics, and which way is better"
     sampler: SamplerSpec = SamplerSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
     budget: BudgetSpec = BudgetSpec()
@@ -133,7 +155,12 @@ class SweepSpec(Section):
 
     @cached_property
     def search_space(self) -> Space:
-        return parse_space(self.space, self.constraints)
+        return parse_space(self.space, self.constraints, derive=self.derive)
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Name -> `max` or `min`: the metric first, then what it stands against."""
+        return {self.metric: self.mode, **self.against}
 
     def finalist_config(self, config: RunConfig) -> RunConfig:
         """`config` with the settings of `finalists.set`."""
@@ -201,6 +228,7 @@ class _Checker:
         if base is not None and space is not None:
             self._feasible(base, space)
         self._budget(space)
+        self._sampler(space)
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
         self.faults = list(dict.fromkeys(self.faults))
         return spec
@@ -272,10 +300,11 @@ class _Checker:
         if "space" not in self.data:
             self._fault(("space",), "nothing", "a sweep needs a search space")
         try:
-            space = self._mapping("space")
-            if "evaluation.monitor" in space:
+            listed = constraints if isinstance(constraints, list) else []
+            space = parse_space(self._mapping("space"), listed, self.document, self._mapping("derive"))
+            if "evaluation.monitor" in space.paths:
                 self._fault(("space", "evaluation.monitor"), None, "the sweep's metric decides", "use metric:")
-            return parse_space(space, constraints if isinstance(constraints, list) else [], self.document)
+            return space
         except ConfigError as error:
             self.faults += error.faults if "space" in self.data else []
             return None
@@ -284,26 +313,65 @@ class _Checker:
         """Fill in and check metric and mode. The metric also becomes `evaluation.monitor`: the epoch that a trial
         keeps is the one that it is judged by."""
         metric = self.data.setdefault("metric", evaluation["monitor"])
-        allowed = [f"{name}@{k}" for k in evaluation["ks"] for name in ("recall", "ndcg")] + ["loss"]
+        allowed = [f"{name}@{k}" for k in evaluation["ks"] for name in METRICS] + list(LOSSES)
         if metric not in allowed:
-            found = re.fullmatch(r"(?:recall|ndcg)@(\d+)", metric) if isinstance(metric, str) else None
+            found = re.fullmatch(rf"(?:{'|'.join(METRICS)})@(\d+)", metric) if isinstance(metric, str) else None
             hint = nearest(metric, allowed) if isinstance(metric, str) and not found else ""
             fix = f"set evaluation.ks to {sorted({*evaluation['ks'], int(found[1])})}" if found else None
             self._fault(("metric",), show(metric), f"expected one of {', '.join(allowed)}{hint}", fix)
             return False
-        if metric == "loss" and self.data.setdefault("mode", "min") == "max":
-            self._fault(("mode",), "'max'", "the metric loss is minimised", "mode: min")
+        if metric in LOSSES and self.data.setdefault("mode", "min") == "max":
+            self._fault(("mode",), "'max'", f"the metric {metric} is minimised", "mode: min")
+        self._against([name for name in ["parameters", *allowed] if name != metric])
         return True
+
+    def _against(self, allowed: list[str]) -> None:
+        """Further objectives: known, turned the right way, and nothing stops trials by one of several objectives."""
+        against = self._mapping("against")
+        for name, mode in against.items():
+            if name not in allowed:
+                rule = f"expected one of {', '.join(allowed)}{nearest(name, allowed)}"
+                self._fault(("against", name), None, rule)
+            elif name in ("parameters", *LOSSES) and mode == "max":
+                self._fault(("against", name), "'max'", f"{name} is minimised", f"{name}: min")
+        if not against:
+            return
+        if self._mapping("scheduler").get("type", "none") != "none":
+            rule = "with several objectives no trial can be stopped early by one of them"
+            self._fault(("scheduler", "type"), None, rule, "scheduler: {type: none}")
+        if self._mapping("sampler").get("type") == "cma-es":
+            self._fault(("sampler", "type"), "'cma-es'", "takes one objective", "sampler: {type: nsga2}")
+
+    def _sampler(self, space: Space | None) -> None:
+        """What a sampler needs; what it would not read is refused."""
+        sampler = self._mapping("sampler")
+        kind = sampler.get("type", "tpe")
+        for key, kinds in _READ_BY.items():
+            if key in sampler and self.document is not None and isinstance(kind, str) and kind not in kinds:
+                self._fault(("sampler", key), None, f"sampler {kind} does not read it; {' and '.join(kinds)} do")
+        stopping = self._mapping("scheduler").get("type", "none") != "none"
+        if kind in ("gp", "nsga2") and stopping:
+            rule = f"{kind} learns from trials that run to their end only"
+            self._fault(("sampler", "type"), show(kind), rule, "scheduler: {type: none}, or sampler tpe or cma-es")
+        if kind != "cma-es":
+            return
+        if space is not None and not any(isinstance(p, (Float, Int)) and not p.when for p in space.sampled.values()):
+            rule = "cma-es needs a float or int setting without `when`"
+            self._fault(("sampler", "type"), show(kind), rule, "sampler: {type: tpe}")
+        if self.document is not None and importlib.util.find_spec("cmaes") is None:
+            rule = "needs the package cmaes, which is not installed"
+            self._fault(("sampler", "type"), show(kind), rule, "pip install 'genrec-sweeps[search]'")
 
     def _feasible(self, base: RunConfig, space: Space) -> None:
         values = base.to_dict()
+        points = space.trial_points(FEASIBILITY_TRIES)
         reason = None
-        for point in space.trial_points():
+        for point in points:
             point_reason = space.infeasible_reason(values, point)
             if point_reason is None:
                 return
             reason = reason or point_reason
-        rule = f"none of {len(space.trial_points())} points is feasible; the first: {reason}"
+        rule = f"none of {len(points)} points is feasible; the first: {reason}"
         self._fault(("space",), None, rule, "relax the constraints or the ranges")
 
     def _budget(self, space: Space | None) -> None:
@@ -312,6 +380,7 @@ class _Checker:
         if space is None or budget.get("trials") is not None or self.data.get("budget", budget) != budget:
             return
         if space.pure_grid:
+            # Infeasible points are not counted, so the sweep ends with the grid.
             self.data["budget"] = {**budget, "trials": len(space.grid_points())}
         elif budget.get("time") is None:
             rule = "a space with sampled settings needs a number of trials or a time"
@@ -334,7 +403,7 @@ class _Checker:
                 self._fault(path, "nothing", "a required key")
         elif item["type"] == "extra_forbidden":
             self._fault(path, None, f"unknown key{nearest(name, _siblings(path))}")
-        elif path[0] in ("space", "constraints") and len(path) > 1:
+        elif path[0] in ("space", "constraints", "derive") and len(path) > 1:
             pass  # parse_space has said it, with more detail
         else:
             self._fault(path, show(item["input"]), _rule(item, path), _suggestion(item))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.finalists import rank_finalists, summarise
+from sweeps.finalists import current_runs, rank_finalists, summarise
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
@@ -16,7 +16,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
     runs = ledger.finalist_runs()
     lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None]
     lists += [(run.result.get("reused", []), run.result.get("trained", [])) for run in runs]
-    summary = rank_finalists(summarise(runs), spec.metric, spec.mode)
+    summary = rank_finalists(summarise(current_runs(ledger)), spec.metric, spec.mode)
     return {
         "name": spec.name,
         "state": ledger.state,
@@ -24,7 +24,9 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "mode": spec.mode,
         "trials": ledger.counts(),
         "best": _best(ledger, leaders[0]) if leaders else None,
-        "finalists": [{k: row[k] for k in ("trial", "seeds", "test", "validation")} for row in summary],
+        "finalists": summary,
+        "ensemble": ledger.fact("ensemble"),
+        "comparisons": ledger.fact("comparisons") or [],
         "winner": ledger.fact("winner"),
         "verdict": ledger.fact("verdict") or [],
         "baselines": ledger.fact("baselines") or {},
@@ -34,6 +36,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "trained_stages": sum(len(trained) for _, trained in lists),
         "elapsed_seconds": round(ledger.elapsed, 1),
         "test_opened": ledger.fact("test_opened"),
+        "test_readings": ledger.fact("test_readings") or [],
     }
 
 

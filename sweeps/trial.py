@@ -1,7 +1,7 @@
 """One configuration -> stages -> metrics, on any machine. No Ray here: loops are started by the `launch` that is given.
 
-A trial of the search trains up to TIGER and reports its epochs. A finalist does the same with another seed and then
-reads the test split, which nothing else in a sweep does.
+A trial of the search trains up to TIGER and reports its epochs. A finalist does the same and is then measured on all
+users of both splits; nothing else in a sweep reads the test split.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, validate_config
-from genrec.data.interactions import Split
-from genrec.evaluation import evaluate
-from genrec.pipeline import Launch, open_interactions, open_tiger, pick_device, run_pipeline, stage_keys
-from genrec.trie import Trie
+from genrec.config import validate_config
+from genrec.pipeline import Launch, open_tiger, pick_device, run_pipeline
+from sweeps.measuring import measure
 
 
 def run_trial(
@@ -44,14 +42,6 @@ def run_trial(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if payload["kind"] == "finalist":
-        result["test"] = measure(config, artifacts, "test")
+        for split in payload.get("splits", ("validation", "test")):
+            result[split] = result.get(split, {}) | measure(config, artifacts, split).metrics
     return result
-
-
-def measure(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str, float]:
-    """Metrics of the trained model of `config` on all users of `split`."""
-    keys = stage_keys(config)
-    model, facts = open_tiger(store.path("tiger", keys["tiger"]), pick_device())
-    trie = Trie(model.codes_NC)
-    interactions = open_interactions(store, keys)
-    return evaluate(model, trie, interactions, split, config.evaluation, facts["tuple_levels"])

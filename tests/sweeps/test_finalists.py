@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sweeps.finalists import BASE, plan_finalists, rank_finalists, summarise, verdict
+from genrec.config import validate_config
+from sweeps.finalists import (
+    BASE,
+    compare_finalists,
+    current_runs,
+    finalists_of,
+    metric_per_user,
+    note_plan,
+    plan_finalists,
+    rank_finalists,
+    spread,
+    summarise,
+    verdict,
+)
+from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.records import FinalistRun
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.significance import Ranked
+from sweeps.spec import FinalistsSpec, SweepSpec, load_spec
 
 
 @pytest.fixture
-def spec(tmp_path: object) -> SweepSpec:
-    path = tmp_path / "s.yaml"  # type: ignore[operator]
+def spec(tmp_path: Path) -> SweepSpec:
+    path = tmp_path / "s.yaml"
     path.write_text(
         "space: {train.learning_rate: {type: grid, values: [1e-3, 2e-3]}}\n"
         "finalists: {top_k: 1, seeds: 3, set: {train.epochs: 7}}\nseed: 5\n"
@@ -56,20 +73,85 @@ def test_the_winner_is_chosen_on_validation_although_another_is_better_on_test()
     assert rank_finalists(rows, "ndcg@10", "min")[0]["trial"] == "trial-0001"
 
 
-def test_the_verdict_says_plainly_that_a_baseline_is_better() -> None:
-    ranked = rank_finalists(summarise([run(1, 0, 0.4, 0.3), run(BASE, 0, 0.2, 0.1)]), "ndcg@10", "max")
-    said = " ".join(
-        verdict(
-            ranked,
-            {"item_to_item": {"ndcg@10": 0.5, "fit": "train"}, "most_popular": {"ndcg@10": 0.01, "fit": "train"}},
-            "ndcg@10",
-        )
+def test_with_a_single_seed_a_trial_keeps_its_own_and_with_it_its_trained_model(spec: SweepSpec) -> None:
+    trial = validate_config(spec.base_values | {"seed": 987})
+    plans = plan_finalists(spec, [(4, trial)], FinalistsSpec(top_k=1, seeds=1))
+    assert [(plan.finalist, plan.seed, plan.config["seed"]) for plan in plans] == [(4, 987, 987), (BASE, 5, 5)]
+
+
+def ranked(name: str, found: int, users: int = 900) -> Ranked:
+    """Three seeds that find the targets of about so many users."""
+    rng = np.random.default_rng(found)
+    return Ranked(name, np.arange(users), np.where(np.arange(users) < found + rng.integers(0, 5, (3, 1)), 0, -1))
+
+
+def test_the_winner_meets_runner_up_and_base_once_each_and_the_ensemble_meets_the_winner() -> None:
+    measured = {name: ranked(name, n) for name, n in (("x", 500), ("y", 480), ("z", 470), (BASE, 300))}
+
+    def pairs(*names: str, ensemble: Ranked | None = None) -> list[tuple[str, str]]:
+        return [(c.a, c.b) for c in compare_finalists(names, measured, "recall@10", ensemble)]
+
+    assert pairs("x", "y", "z", BASE) == [("x", "y"), ("x", BASE)]
+    assert pairs("x", BASE, "y") == [("x", BASE)]
+    assert pairs(BASE, "x", "y") == [(BASE, "x")]
+    assert pairs("x", "y", BASE, ensemble=ranked("both", 510)) == [("x", "y"), ("x", BASE), ("both", "x")]
+    assert pairs(BASE) == []
+
+
+def test_a_metric_that_is_no_mean_over_users_is_replaced_by_the_longest_ndcg() -> None:
+    names = ["recall@5", "ndcg@5", "recall@10", "ndcg@10", "coverage@10", "tuple_ndcg@50"]
+    assert metric_per_user("recall@5", names) == "recall@5"
+    assert metric_per_user("loss", names) == "ndcg@10"
+    assert metric_per_user("coverage@10", names) == "ndcg@10"
+
+
+def test_metrics_that_a_seed_lacks_have_no_mean() -> None:
+    found = spread([{"ndcg@10": 0.1, "loss": 2.0, "users": 9}, {"ndcg@10": 0.3, "epoch": 3, "loss": 1.0}])
+    assert found.keys() == {"ndcg@10", "loss"}
+    assert found["ndcg@10"]["mean"] == pytest.approx(0.2)
+
+
+def two(validation: float) -> list[dict[str, object]]:
+    rows = summarise([run(1, 0, validation, 0.3), run(BASE, 0, 0.2, 0.1)])
+    return rank_finalists(rows, "ndcg@10", "max")
+
+
+def test_the_verdict_names_the_better_one_and_says_plainly_that_a_baseline_is_better() -> None:
+    rows = two(0.4)
+    comparisons = compare_finalists(
+        ["trial-0001", BASE], {"trial-0001": ranked("trial-0001", 500), BASE: ranked(BASE, 300)}, "ndcg@10"
     )
-    assert "trial-0001 is 0.2000 above the base config" in said
+    baselines = {"item_to_item": {"ndcg@10": 0.5, "fit": "train"}, "most_popular": {"ndcg@10": 0.01, "fit": "train"}}
+    said = " ".join(verdict(rows, comparisons, baselines, "ndcg@10"))
+    assert "trial-0001 beats base in test ndcg@10 (p < 0.001)" in said
     assert "BELOW the baseline item_to_item (fit: train): 0.3000 against 0.5000" in said
     assert "most_popular" not in said
 
 
 def test_the_verdict_says_when_no_trial_beats_the_base() -> None:
-    ranked = rank_finalists(summarise([run(1, 0, 0.1, 0.3), run(BASE, 0, 0.2, 0.1)]), "ndcg@10", "max")
-    assert verdict(ranked, {}, "ndcg@10")[0].startswith("No trial is better")
+    assert verdict(two(0.1), [], {}, "ndcg@10")[0].startswith("No trial is better")
+
+
+def test_the_opening_of_the_test_split_is_noted_and_another_plan_is_another_reading(
+    spec: SweepSpec, tmp_path: Path
+) -> None:
+    with Ledger.create(tmp_path / "sweep", spec) as ledger:
+        assert finalists_of(ledger) == spec.finalists
+        three = plan_finalists(spec, [(4, spec.base_config())])
+        for _ in range(2):  # a resumed re-evaluation reads for the same purpose
+            note_plan(ledger, three)
+        opened = ledger.fact("test_opened")
+        assert opened
+        queue = FinalistQueue(ledger, three)
+        while task := queue.next():
+            result = {"test": {"ndcg@10": 0.1}, "validation": {"ndcg@10": 0.1}}
+            queue.finish(task.id, "completed", result)
+        assert len(current_runs(ledger)) == 6
+
+        ledger.set_fact("reevaluation", {"seeds": 1})
+        assert finalists_of(ledger).seeds == 1
+        trial = validate_config(spec.base_values | {"seed": 987})
+        note_plan(ledger, plan_finalists(spec, [(4, trial)], finalists_of(ledger)))
+        assert [(run.finalist, run.seed) for run in current_runs(ledger)] == [(BASE, 5)]
+        assert ledger.fact("test_opened") == opened
+        assert [len(reading["runs"]) for reading in ledger.fact("test_readings")] == [6, 2]

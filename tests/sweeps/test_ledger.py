@@ -39,6 +39,12 @@ def spec_of(folder: Path, text: str, **overrides: Any) -> SweepSpec:
     return load_spec(path, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
+def sampler_of(kind: str) -> dict[str, Any]:
+    """Overrides that choose a sampler, with few trials before it learns."""
+    learns = {"tpe": "startup_trials", "gp": "startup_trials", "nsga2": "population", "cma-es": "population"}
+    return {"sampler__type": kind} | ({f"sampler__{learns[kind]}": 2} if kind in learns else {})
+
+
 def score(config: dict[str, Any], epoch: int) -> float:
     """A stand-in for training: the same config always gives the same curve."""
     learning_rate = config["train"]["learning_rate"]
@@ -244,11 +250,14 @@ def test_proposals_are_those_of_optunas_own_study_with_a_fresh_sampler_each(tmp_
         study.tell(trial, record.value)
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+_GP = pytest.param("gp", marks=pytest.mark.slow)  # a second or more a proposal
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", _GP, "nsga2", "cma-es"])
 @pytest.mark.filterwarnings("ignore:.*cut .* bytes")
 def test_a_kill_at_any_byte_of_the_journal_changes_nothing(tmp_path: Path, sampler: str):
     text = SAMPLED + "constraints: [train.batch_size != 48]\n"
-    spec = spec_of(tmp_path, text, budget__trials=6, sampler__type=sampler, sampler__startup_trials=2)
+    spec = spec_of(tmp_path, text, budget__trials=6, **sampler_of(sampler))
     whole = finished(tmp_path / "whole", spec)
     journal = (tmp_path / "whole" / JOURNAL).read_bytes()
     first = len(b"".join(journal.splitlines(keepends=True)[:3]))  # both studies and the spec come by one rename
@@ -490,7 +499,7 @@ def test_a_space_with_almost_nothing_feasible_is_given_up_with_share_and_example
     )
     spec = spec_of(tmp_path, text, budget__trials=3)
     rare = SweepSpec.model_validate(spec.to_dict() | {"constraints": ["train.batch_size == 1"]})
-    with pytest.raises(LedgerError, match="does not understand the sweep's spec"):  # none of 200 points is feasible
+    with pytest.raises(LedgerError, match="does not understand the sweep's spec"):  # none of 1000 points is feasible
         Ledger.create(tmp_path / "none", rare)
     with Ledger.create(tmp_path / "x", spec) as ledger:
         ledger.space = rare.search_space
@@ -513,13 +522,14 @@ space:
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_finite_space_ends_when_every_point_was_tried_once(tmp_path: Path, sampler: str, concurrency: int):
-    spec = spec_of(tmp_path, CHOICES, budget__trials=30, sampler__type=sampler, sampler__startup_trials=2)
+    spec = spec_of(tmp_path, CHOICES, budget__trials=30, **sampler_of(sampler))
     with Ledger.create(tmp_path / "x", spec) as ledger:
         assert len(drive(ledger, concurrency)) == 4
         assert ledger.stop_reason == "space exhausted"
         records = ledger.trials()
         originals = {r.number: r for r in records if r.duplicate_of is None}
         assert len({r.config_hash for r in originals.values()}) == len(originals) == 4
+        assert sampler != "random" or len(records) == 4  # it proposes nothing twice
         for record in records:
             if record.duplicate_of is not None:
                 first = originals[record.duplicate_of]
@@ -528,7 +538,7 @@ def test_a_finite_space_ends_when_every_point_was_tried_once(tmp_path: Path, sam
 
 
 def test_a_duplicate_waits_for_a_first_that_is_running_across_a_kill(tmp_path: Path):
-    spec = spec_of(tmp_path, CHOICES, budget__trials=4, sampler__type="random")
+    spec = spec_of(tmp_path, CHOICES, budget__trials=4, sampler__type="tpe")
     with Ledger.create(tmp_path / "x", spec) as ledger:
         tasks = [ledger.next() for _ in range(4)]
         assert ledger.counts()["waiting"] > 0
@@ -610,6 +620,126 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
     assert results[(1, 0)].result["test"] == {"ndcg@10": 0.31, "recall@10": 0.5}
     assert [r.status for r in results.values()] == ["completed"] * 4
     assert len(Ledger.read(tmp_path / "x").trials()) == 2  # the search does not see them
+
+
+# -- samplers, conditions, objectives ---------------------------------------------------------------------------------
+
+
+MIXED = """
+space:
+  size: {type: grid, names: [small, large], zip: {tiger.n_layers: [2, 4], tiger.num_heads: [2, 4]}}
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  train.batch_size: {type: int, low: 16, high: 512, log: true}
+  tokenizer.rqvae.epochs: {type: int, low: 10, high: 90, when: {tokenizer.kind: rqvae}}
+derive: {train.warmup_steps: 20 * tiger.num_heads}
+"""
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", _GP, "nsga2", "cma-es"])
+def test_every_sampler_fills_a_space_of_grid_pairs_conditions_and_ranges(tmp_path: Path, sampler: str):
+    spec = spec_of(tmp_path, MIXED, budget__trials=14, **sampler_of(sampler))
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        drive(ledger, concurrency=2)
+        records = ledger.trials()
+        assert [r.params["size"] for r in records if r.duplicate_of is None] == ["small", "large"] * 7
+        for record in records:
+            assert ("tokenizer.rqvae.epochs" in record.params) == (record.params["tokenizer.kind"] == "rqvae")
+            config = ledger.config_of(record.number)
+            assert config.train.warmup_steps == 20 * config.tiger.num_heads
+            assert config.tiger.n_layers == config.tiger.num_heads
+            assert config.train.learning_rate == record.params["train.learning_rate"]
+        assert {record.params["tokenizer.kind"] for record in records} == {"rqvae", "rkmeans"}
+        assert len({record.params["train.learning_rate"] for record in records}) > 3  # nsga2 inherits values
+
+
+@pytest.mark.parametrize("sampler", ["tpe", _GP, "nsga2", "cma-es"])
+def test_what_learns_comes_closer_to_the_best_than_chance(tmp_path: Path, sampler: str):
+    text = "space:\n" + "".join(
+        f"  {name}: {{type: float, low: 0.001, high: 0.9}}\n" for name in ("tiger.dropout", "train.label_smoothing")
+    )
+
+    def mean_of_the_last(kind: str) -> float:
+        overrides = sampler_of(kind) | ({"sampler__population": 6} if kind in ("nsga2", "cma-es") else {})
+        spec = spec_of(tmp_path, text, budget__trials=36, **overrides)
+        with Ledger.create(tmp_path / kind, spec) as ledger:
+            while (task := ledger.next()) is not None:
+                config = task.payload["config"]
+                a, b = config["tiger"]["dropout"], config["train"]["label_smoothing"]
+                ledger.report(task.id, {"epoch": 1, "ndcg@10": -((a - 0.2) ** 2) - (b - 0.7) ** 2})
+                ledger.finish(task.id, "completed", {})
+            return sum(record.value or 0.0 for record in ledger.trials()[-12:]) / 12
+
+    assert mean_of_the_last(sampler) > mean_of_the_last("random") + 0.05
+
+
+def test_random_without_replacement_lists_every_point_beside_every_grid_point_once(tmp_path: Path):
+    text = """
+space:
+  tiger.num_heads: {type: grid, values: [2, 4]}
+  train.optimizer: {type: choice, values: [adamw, muon]}
+  train.epochs: {type: int, low: 1, high: 3}
+constraints: [train.epochs < 3 or train.optimizer == 'muon']
+"""
+    spec = spec_of(tmp_path, text, budget__trials=30, sampler__type="random")
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        assert len(drive(ledger)) == 10
+        assert ledger.stop_reason == "space exhausted"
+        points = [tuple(record.params.values()) for record in ledger.trials()]
+        assert len(set(points)) == len(points) == 12
+        assert points != sorted(points)
+        assert ledger.counts()["infeasible"] == 2
+
+
+def test_a_shuffled_grid_runs_every_point_once_in_an_order_of_its_seed(tmp_path: Path):
+    text = "space: {train.epochs: {type: grid, values: [1, 2, 3, 4, 5, 6, 7, 8]}}\n"
+    orders = []
+    for index, (order, seed) in enumerate([("in_order", 0), ("shuffled", 0), ("shuffled", 0), ("shuffled", 1)]):
+        spec = spec_of(tmp_path, text, sampler__grid=order, seed=seed)
+        with Ledger.create(tmp_path / str(index), spec) as ledger:
+            drive(ledger)
+            orders.append([record.params["train.epochs"] for record in ledger.trials()])
+    assert orders[0] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert orders[1] == orders[2] != orders[3]
+    assert all(sorted(order) == orders[0] for order in orders)
+    assert orders[0] not in orders[1:]
+
+
+def test_several_objectives_leave_a_pareto_front(tmp_path: Path):
+    text = SAMPLED + "against: {parameters: min, loss: min}\n"
+    spec = spec_of(tmp_path, text, budget__trials=8, sampler__type="random")
+    outcomes = [(0.5, 100, 1.0), (0.6, 100, 1.0), (0.6, 90, 1.0), (0.9, 300, 1.0), (0.1, 10, 2.0), (0.6, 90, 1.0)]
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        for value, parameters, loss in outcomes:
+            task = ledger.next()
+            ledger.report(task.id, {"epoch": 1, "ndcg@10": value, "loss": loss})
+            ledger.report(task.id, {"epoch": 2, "ndcg@10": value / 2, "loss": loss / 2})
+            ledger.finish(task.id, "completed", {"parameters": parameters})
+        task = ledger.next()
+        ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.9, "loss": 1.0})
+        ledger.finish(task.id, "completed", {})
+        records = ledger.trials()
+        assert records[6].status == "failed"
+        assert records[6].reason.startswith("parameters was never reported")
+        assert records[3].objectives == {"ndcg@10": 0.9, "parameters": 300.0, "loss": 1.0}
+        assert [r.number for r in ledger.pareto_front()] == [3, 2, 4]
+        assert [r.number for r in ledger.select(2)] == [3, 4]
+        assert [r.number for r in ledger.select(1)] == [3]
+        assert ledger.best().number == 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", _GP, "nsga2"])
+def test_samplers_of_several_objectives_find_both_ends(tmp_path: Path, sampler: str):
+    text = "space: {train.learning_rate: {type: float, low: 0.01, high: 1.0}}\nagainst: {parameters: min}\n"
+    spec = spec_of(tmp_path, text, budget__trials=16, **sampler_of(sampler))
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        while (task := ledger.next()) is not None:
+            x = task.payload["config"]["train"]["learning_rate"]
+            ledger.report(task.id, {"epoch": 1, "ndcg@10": x})
+            ledger.finish(task.id, "completed", {"parameters": x * 1000})
+        front = ledger.pareto_front()
+        assert len(front) == len(ledger.leaderboard())  # every point is a trade-off
+        assert front[0].objectives["parameters"] == max(r.objectives["parameters"] for r in front)
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

@@ -10,14 +10,17 @@ import pytest
 from genrec.config import ConfigError, RunConfig
 from genrec.strict_yaml import parse_yaml
 from sweeps.constraints import ConstraintError, parse_constraint
-from sweeps.space import Choice, Float, Grid, Int, parse_space, setting_value
+from sweeps.parameters import Choice, Float, Grid, Int
+from sweeps.space import setting_value
+from sweeps.space_file import parse_space
 
 BASE = RunConfig().to_dict()
 
 
 def space_of(text: str):
     document = parse_yaml(text, "sweep.yaml")
-    return parse_space(document.data["space"], document.data.get("constraints", []), document)
+    data = document.data
+    return parse_space(data["space"], data.get("constraints", []), document, data.get("derive"))
 
 
 def faults_of(text: str) -> list[str]:
@@ -186,6 +189,11 @@ def test_setting_value_follows_the_config():
         ("1 < tiger.n_layers <= 4", True),
         ("2 ** 5 * tiger.num_heads - 1 == 127", True),
         ("-train.batch_size < 0 and train.batch_size // 100 == 2", True),
+        ("max(train.batch_size, 300) - min(tiger.n_layers, 3) == 297", True),
+        ("round(train.batch_size / 100) == 3", True),
+        ("train.batch_size ** 0.5 == 16", True),
+        ("cost.parameters < 1_000_000", False),
+        ("cost.memory_gb < 1 and cost.parameters > 1_000_000", True),
         ("seed == 0", True),
     ],
 )
@@ -198,14 +206,21 @@ def test_constraints_mean_what_python_means(text: str, holds: bool):
     [
         ("tiger.atn_dim > 3", "did you mean 'tiger.attn_dim'?"),
         ("train > 3", "unknown setting 'train'"),
+        ("cost.parameter > 3", "did you mean 'cost.parameters'?"),
+        ("max(*train.epochs) > 1", "is not allowed"),
+        ("max(train.epochs, key=1) > 1", "is not allowed"),
+        ("max() > train.epochs", "is not allowed"),
+        ("sum(train.epochs) > 1", "is not allowed"),
+        ("train.epochs ** -1 > 1", "an exponent must be a number from 0 to 8"),
+        ("train.epochs ** True > 1", "an exponent must be a number from 0 to 8"),
         ("train.batch_size", "not a condition"),
         ("train.batch_size and train.epochs > 1", "not a condition"),
         ("1 < 2", "names no setting"),
         ("train.batch_size <", "cannot be read"),
         ("", "cannot be read"),
         ("train.batch_size = 3", "cannot be read"),
-        ("train.batch_size ** train.epochs > 1", "an exponent must be a whole number"),
-        ("train.batch_size ** 99 > 1", "an exponent must be a whole number"),
+        ("train.batch_size ** train.epochs > 1", "an exponent must be a number from 0 to 8"),
+        ("train.batch_size ** 99 > 1", "an exponent must be a number from 0 to 8"),
         ("train.optimizer in train.schedule", "the right side of 'in' must be a list"),
         ("__import__('os').system('true') == train.epochs", "is not allowed"),
         ("(lambda: train.epochs)() > 1", "is not allowed"),
@@ -227,6 +242,206 @@ def test_whatever_is_not_on_the_list_is_refused(text: str, words: str):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["train.max_users <= 500", "'a' * 10 == train.epochs", "1 / seed > train.epochs"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.max_users <= 500",
+        "'a' * 10 == train.epochs",
+        "1 / seed > train.epochs",
+        "(seed - 1) ** 0.5 > train.epochs",
+        "max(train.optimizer, 1) == train.epochs",
+        "(((train.batch_size ** 8) ** 8) ** 8) ** 8 > 1",
+    ],
+)
 def test_a_constraint_that_cannot_be_evaluated_makes_the_point_infeasible(text: str):
     assert "cannot be evaluated" in parse_constraint(text).violation(BASE)
+
+
+# -- conditions, pairs, derived settings -----------------------------------------------------------------------------
+
+
+CONDITIONAL = """
+space:
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.gradient: {type: choice, values: [rotation, gumbel], when: {tokenizer.kind: rqvae}}
+  tokenizer.rqvae.gumbel_temperature: {type: choice, values: [0.1, 0.2], when: {tokenizer.rqvae.gradient: gumbel}}
+  tokenizer.rqvae.epochs: {type: choice, values: [1, 2], when: {tokenizer.kind: [rqvae]}}
+"""
+
+
+def test_a_conditional_parameter_lives_only_under_its_condition():
+    space = space_of(CONDITIONAL)
+    points = space.trial_points()
+    assert len(points) == space.num_points() == 1 + 2 + 4
+    assert len({str(point) for point in points}) == 7
+    for point in [*points, *itertools.islice(space.draws(), 100)]:
+        rqvae = point["tokenizer.kind"] == "rqvae"
+        gumbel = rqvae and point["tokenizer.rqvae.gradient"] == "gumbel"
+        assert ("tokenizer.rqvae.epochs" in point) == ("tokenizer.rqvae.gradient" in point) == rqvae
+        assert ("tokenizer.rqvae.gumbel_temperature" in point) == gumbel
+    assert space.build(BASE, points[0]).tokenizer.rqvae == RunConfig().tokenizer.rqvae
+
+
+def test_parameters_with_one_condition_are_sampled_together_after_those_above():
+    groups = space_of(CONDITIONAL).sampled_groups()
+    assert [names for _, names in groups] == [
+        ["tokenizer.kind"],
+        ["tokenizer.rqvae.gradient", "tokenizer.rqvae.epochs"],
+        ["tokenizer.rqvae.gumbel_temperature"],
+    ]
+
+
+def test_a_conditional_grid_lists_only_points_that_differ():
+    space = space_of("""
+space:
+  tokenizer.kind: {type: grid, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.epochs: {type: grid, values: [1, 2, 3], when: {tokenizer.kind: rqvae}}
+  train.batch_size: {type: grid, values: [32, 64]}
+""")
+    assert [tuple(point.values()) for point in space.grid_points()] == [
+        ("rkmeans", 32),
+        ("rkmeans", 64),
+        *(("rqvae", epochs, size) for epochs in (1, 2, 3) for size in (32, 64)),
+    ]
+
+
+PAIRS = """
+space:
+  size: {type: grid, names: [small, large], zip: {tiger.n_layers: [2, 8], tiger.num_heads: [2, 8]}}
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true, when: {size: small}}
+"""
+
+
+def test_paired_values_set_their_settings_together():
+    space = space_of(PAIRS)
+    assert space.grid_points() == [{"size": "small"}, {"size": "large"}]
+    assert space.paths == {"tiger.n_layers", "tiger.num_heads", "train.learning_rate"}
+    small = space.build(BASE, {"size": "small", "train.learning_rate": 2e-4})
+    assert (small.tiger.n_layers, small.tiger.num_heads, small.train.learning_rate) == (2, 2, 2e-4)
+    large = space.build(BASE, {"size": "large"})
+    assert (large.tiger.n_layers, large.tiger.num_heads) == (8, 8)
+    assert large.train.learning_rate == RunConfig().train.learning_rate
+    assert space.possible_values(BASE, "tiger.n_layers") == [2, 8]
+    assert space.possible_values(BASE, "train.epochs") == [RunConfig().train.epochs]
+
+
+def test_pairs_without_names_are_named_by_their_values():
+    space = space_of("space: {x: {type: choice, zip: {train.epochs: [1, 2], train.optimizer: [adamw, muon]}}}")
+    assert space.parameters["x"].values == ('epochs=1, optimizer="adamw"', 'epochs=2, optimizer="muon"')
+
+
+DERIVED = """
+space:
+  tiger.num_heads: {type: choice, values: [2, 4]}
+  train.batch_size: {type: grid, values: [64, 256]}
+derive:
+  tiger.feedforward_dim: 2 * tiger.attn_dim
+  tiger.attn_dim: 16 * tiger.num_heads
+  train.warmup_steps: train.batch_size / 2
+constraints: [tiger.feedforward_dim >= 64, train.warmup_steps < 100]
+"""
+
+
+def test_derived_settings_are_computed_after_those_they_read():
+    space = space_of(DERIVED)
+    assert list(space.derived) == ["tiger.attn_dim", "train.warmup_steps", "tiger.feedforward_dim"]
+    config = space.build(BASE, {"tiger.num_heads": 4, "train.batch_size": 64})
+    assert (config.tiger.attn_dim, config.tiger.feedforward_dim, config.train.warmup_steps) == (64, 128, 32)
+    assert space.possible_values(BASE, "tiger.attn_dim") == [32, 64] * 2  # of four points and four corners half
+
+
+def test_a_grid_point_is_judged_by_what_is_derived_from_the_grid_alone():
+    space = space_of(DERIVED)
+    reasons = [space.grid_infeasible_reason(BASE, point) for point in space.grid_points()]
+    assert reasons[0] is None
+    assert "train.warmup_steps=128" in reasons[1]
+
+
+def test_a_derived_value_that_a_setting_does_not_take_makes_the_point_infeasible():
+    space = space_of(
+        "space: {tiger.num_heads: {type: choice, values: [2, 3]}}\nderive: {train.epochs: tiger.num_heads / 2}"
+    )
+    assert space.infeasible_reason(BASE, {"tiger.num_heads": 2}) is None
+    reason = space.infeasible_reason(BASE, {"tiger.num_heads": 3})
+    assert reason == "derive.train.epochs: 'tiger.num_heads / 2': got 1.5; input should be a valid integer"
+    with pytest.raises(ConfigError, match="got 1.5"):
+        space.build(BASE, {"tiger.num_heads": 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.epochs: {type: grid, values: [1], when: {train.optimizer: muon}}", "is not in the space"),
+        ("train.epochs: {type: grid, values: [1], when: {tokenizer.knd: rqvae}}", "did you mean 'tokenizer.kind'?"),
+        (
+            "train.epochs: {type: grid, values: [1], when: {train.patience: 2}}\n"
+            "  train.patience: {type: grid, values: [2]}",
+            "fix: move train.patience up",
+        ),
+        ("train.epochs: {type: grid, values: [1], when: {train.epochs: 1}}", "is not in the space"),
+        ("train.epochs: {type: grid, values: [1], when: {tokenizer.kind: rqvea}}", "did you mean 'rqvae'?"),
+        ("train.epochs: {type: grid, values: [1], when: {train.batch_size: 32}}", "a grid can only depend on grids"),
+        ("train.epochs: {type: choice, values: [1], when: {train.learning_rate: 0.1}}", "listed values"),
+        ("train.epochs: {type: int, low: 1, high: 2, when: {train.batch_size: 33}}", "expected one of [32, 64]"),
+        ("train.epochs: {type: int, low: 1, high: 2, when: {}}", "expected a mapping"),
+        ("train.epochs: {type: int, low: 1, high: 2, when: rqvae}", "expected a mapping; fix: when: {tokenizer.kind"),
+        ("tiger.n_layers: {type: grid, zip: {train.epochs: [1]}}", "need a name of their own"),
+        ("x: {type: grid, values: [1]}", "unknown setting"),
+        ("x: {type: int, zip: {train.epochs: [1]}}", "unknown key of type int"),
+        (
+            "x: {type: grid, zip: {train.epochs: [1, 2], train.patience: [1]}}",
+            "train.epochs has 2, train.pat",
+        ),
+        ("x: {type: grid, zip: {train.epoch: [1, 2]}}", "space.x.zip.train.epoch: unknown setting; did you mean"),
+        ("x: {type: grid, zip: {train.epochs: [1, 0]}}", "space.x.zip.train.epochs: got 0"),
+        ("x: {type: grid, zip: {train.epochs: 3}}", "expected a list"),
+        ("x: {type: grid, zip: [1]}", "expected settings and their values"),
+        ("x: {type: grid, zip: {train.epochs: [1, 1]}}", "a value stands twice"),
+        ("x: {type: grid, zip: {train.epochs: [1, 2]}, names: [a]}", "expected a list of 2 texts"),
+        ("x: {type: grid, zip: {train.epochs: [1, 2]}, names: [a, a]}", "a value stands twice"),
+        ("x: {type: grid, zip: {train.epochs: [1, 2]}, values: [a]}", "exclude each other"),
+        ("train.epochs: {type: grid, values: [1, 2], names: [a, b]}", "names belong to a zip"),
+        ("x: {type: grid, zip: {train.batch_size: [1, 2]}}", "train.batch_size is set by 'train.batch_size' already"),
+    ],
+)
+def test_a_wrong_condition_or_pair_is_refused(text: str, words: str):
+    above = (
+        "  tokenizer.kind: {type: grid, values: [rkmeans, rqvae]}\n"
+        "  train.batch_size: {type: int, low: 32, high: 64, step: 32}\n"
+        "  train.learning_rate: {type: float, low: 0.1, high: 0.2}\n"
+    )
+    faults = faults_of(f"space:\n{above}  {text}\n")
+    assert any(words in fault for fault in faults), faults
+    assert faults[0].startswith("sweep.yaml:5: space.")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.epoch: 2 * seed", "unknown setting; did you mean 'train.epochs'?"),
+        ("train.batch_size: 2 * seed", "is set by space.train.batch_size already"),
+        ("train.epochs: 3", "expected an expression as text; fix: set: {train.epochs: 3}"),
+        ("train.epochs: 3 * tiger.layers", "unknown setting 'tiger.layers'"),
+        ("train.epochs: __import__('os')", "is not allowed"),
+        ("train.epochs: 2 * train.epochs", "is computed from itself"),
+        ("train.epochs: 2 * train.patience\n  train.patience: train.epochs", "is computed from itself"),
+        ("train.epochs: cost.parameters // 1000", "a cost depends on all settings"),
+    ],
+)
+def test_a_wrong_derivation_is_refused(text: str, words: str):
+    faults = faults_of(f"space:\n  train.batch_size: {{type: grid, values: [1, 2]}}\nderive:\n  {text}\n")
+    assert len(faults) == 1
+    assert words in faults[0]
+    assert faults[0].startswith("sweep.yaml:4: derive.")
+
+
+def test_stepped_floats_are_the_decimals_that_they_look_like():
+    space = space_of("space: {tiger.dropout: {type: float, low: 0, high: 0.3, step: 0.1}}")
+    assert [point["tiger.dropout"] for point in space.trial_points()] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_a_range_without_steps_and_a_vast_space_are_not_listed():
+    assert space_of("space: {tiger.dropout: {type: float, low: 0, high: 0.3}}").num_points() is None
+    vast = "{type: int, low: 1, high: 1000}"
+    assert space_of(f"space: {{train.epochs: {vast}, train.patience: {vast}}}").num_points() is None
+    assert space_of(f"space: {{train.epochs: {vast}}}").num_points() == 1000

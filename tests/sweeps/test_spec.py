@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from genrec.config import ConfigError, RunConfig
+from genrec.strict_yaml import parse_yaml
+from sweeps.schema import schema_text, sweep_schema
 from sweeps.spec import SweepSpec, load_spec
+
+ROOT = Path(__file__).parents[2]
 
 GRID = "space: {train.batch_size: {type: grid, values: [32, 64, 128]}}\n"
 SAMPLED = "space: {train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}}\n"
@@ -103,7 +109,7 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"resources: {{max_concurrent: 0}}\n{GRID}", "resources.max_concurrent: got 0"),
         (
             f"metric: ndgc@10\n{GRID}",
-            "1: metric: got 'ndgc@10'; expected one of recall@5, ndcg@5, recall@10, ndcg@10, loss; did you",
+            "1: metric: got 'ndgc@10'; expected one of recall@5, ndcg@5, mrr@5, coverage@5, recall@10",
         ),
         (f"metric: ndcg@7\n{GRID}", "fix: set evaluation.ks to [5, 7, 10]"),
         (f"base: quickstrt\n{GRID}", "1: base: quickstrt: neither a recipe nor a file; did you mean 'quickstart'?"),
@@ -138,6 +144,110 @@ def test_one_mistake_gives_one_line_and_many_give_all(tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
         load_spec(tmp_path / "gone.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sampler: {type: random, startup_trials: 3}", "1: sampler.startup_trials: sampler random does not read it"),
+        ("sampler: {population: 1}", "sampler.population: got 1"),
+        ("sampler: {type: cma-es}", "cma-es needs a float or int setting without `when`"),
+        (
+            "sampler: {type: gp}\nscheduler: {type: asha}",
+            "1: sampler.type: got 'gp'; gp learns from trials",
+        ),
+        ("sampler: {type: nsga2}\nscheduler: {type: asha}", "fix: scheduler: {type: none}"),
+        ("against: {parameters: max}", "parameters is minimised; fix: parameters: min"),
+        ("against: {parameter: min}", "1: against.parameter: expected one of parameters, recall@5"),
+        ("against: {parameters: least}", "1: against.parameters: got 'least'"),
+        ("against: {ndcg@10: max}", "against.ndcg@10: expected one of"),
+        ("against: {parameters: min}\nscheduler: {type: asha}", "no trial can be stopped early by one of them"),
+        ("against: {parameters: min}\nsampler: {type: cma-es}", "takes one objective; fix: sampler: {type: nsga2}"),
+        ("derive: {train.epochs: 3}", "1: derive.train.epochs: got 3; expected an expression as text"),
+        ("derive: 3", "1: derive: got 3"),
+        ("derive: {evaluation.monitor: train.optimizer}", "the sweep's metric decides"),
+    ],
+)
+def test_a_sampler_or_objective_that_cannot_work_is_refused(tmp_path: Path, text: str, words: str):
+    faults = faults_of(tmp_path, f"{text}\n{GRID}")
+    assert any(words in fault for fault in faults), faults
+
+
+def test_objectives_are_the_metric_and_what_it_stands_against(tmp_path: Path):
+    spec = load_spec(write(tmp_path, f"{GRID}metric: validation_loss\nagainst: {{parameters: min, mrr@5: max}}\n"))
+    assert spec.objectives == {"validation_loss": "min", "parameters": "min", "mrr@5": "max"}
+    assert list(SweepSpec.from_dict(spec.to_dict()).objectives) == list(spec.objectives)
+
+
+def test_a_sampler_whose_package_is_missing_is_refused_with_its_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = f"{SAMPLED}budget: {{trials: 3}}\nsampler: {{type: cma-es}}\n"
+    stored = load_spec(write(tmp_path, text))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert any("fix: pip install 'genrec-sweeps[search]'" in fault for fault in faults_of(tmp_path, text))
+    assert SweepSpec.from_dict(stored.to_dict()) == stored  # a record can be read without it
+
+
+def test_conditions_pairs_and_derived_settings_survive_the_record(tmp_path: Path):
+    text = """
+space:
+  size: {type: grid, names: [s, l], zip: {tiger.n_layers: [2, 4], tiger.num_heads: [2, 4]}}
+  train.epochs: {type: int, low: 1, high: 9, when: {size: l}}
+derive: {train.warmup_steps: 10 * train.epochs}
+budget: {trials: 3}
+"""
+    spec = load_spec(write(tmp_path, text))
+    stored = SweepSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert stored.search_space == spec.search_space
+
+
+README = ROOT / "search_spaces" / "README.md"
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
+def test_every_snippet_of_the_grammar_is_valid(tmp_path: Path, snippet: str):
+    given = parse_yaml(snippet).data
+    text = snippet + ("" if "space" in given else SAMPLED) + ("" if "budget" in given else "budget: {trials: 3}\n")
+    spec = load_spec(write(tmp_path, text))
+    assert {key: value for key, value in spec.to_dict().items() if key in given and key == "space"} == (
+        {"space": given["space"]} if "space" in given else {}
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_search_space_says_what_it_costs_and_fits_the_schema(path: Path):
+    text = path.read_text(encoding="utf-8")
+    header = text.split("\nname:")[0]
+    assert re.search(r"Cost: |minutes|hour", header), "the header says what the sweep costs"
+    spec = load_spec(path)
+    assert spec.name == path.stem
+    assert spec.search_space.infeasible_share(spec.base_values)[0] < 0.5
+    schema = json.loads((ROOT / "search_spaces" / "schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(parse_yaml(text).data, schema)
+
+
+def test_the_schema_for_editors_is_the_one_that_the_code_writes():
+    written = (ROOT / "search_spaces" / "schema.json").read_text(encoding="utf-8")
+    assert written == schema_text(), "write it anew: sweeps schema > search_spaces/schema.json"
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {},
+        {"space": {"train.epochs": {"type": "float", "low": 1, "high": 2}}},
+        {"space": {"train.epochs": {"type": "int", "low": 1}}},
+        {"space": {"train.epochs": {"type": "grid", "values": [0]}}},
+        {"space": {"train.epoch": {"type": "grid", "values": [1]}}},
+        {"space": {"x": {"type": "grid", "zip": {"train.epoch": [1]}}}},
+        {"space": {"train.epochs": {"type": "grid", "values": [1]}}, "set": {"train.epoch": 1}},
+        {"space": {"train.epochs": {"type": "grid", "values": [1]}}, "budget": {"time": "soon"}},
+    ],
+)
+def test_the_schema_refuses_what_an_editor_should_mark(sweep: dict):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(sweep, sweep_schema())
 
 
 def test_reading_a_spec_loads_nothing_heavy_and_is_quick(tmp_path: Path):

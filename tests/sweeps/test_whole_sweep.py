@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sweeps.ledger import Ledger
 
@@ -123,6 +125,30 @@ def test_running_an_existing_name_is_refused_and_resuming_it_has_nothing_to_do(u
     done = command("sweeps", "resume", "tiny", "--storage", str(undisturbed))
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
+
+
+def test_a_finished_sweep_is_reevaluated_and_compared_with_a_config(undisturbed: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "copy"
+    shutil.copytree(undisturbed, storage)
+    words = ("--storage", str(storage))
+    done = command("sweeps", "reevaluate", "tiny", "--top-k", "2", "--seeds", "1", *words)
+    assert done.returncode == 0, done.stderr
+    assert "as they are" in done.stderr
+    status = json.loads(command("sweeps", "status", "tiny", *words, "--format", "json").stdout)
+    assert status["state"] == "finished"
+    assert len(status["finalists"]) == 3
+    assert len(status["test_readings"]) == 2
+
+    values = yaml.safe_load((storage / "tiny" / "best.yaml").read_text())
+    values["tiger"]["n_layers"] = 4
+    (tmp_path / "deeper.yaml").write_text(yaml.safe_dump(values))
+    deeper = str(tmp_path / "deeper.yaml")
+    done = command("sweeps", "compare", "tiny", deeper, "--seeds", "1", *words, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("was trained before") == 1
+    found = json.loads(done.stdout)
+    assert found["differing"] == {"tiger.n_layers": [2, 4]}
+    assert "test ndcg@10" in found["comparison"]["verdict"]
 
 
 def start(storage: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,278 @@
+"""Sweeps from Python and notebooks; the command line is a thin layer over this.
+
+What goes wrong is raised: `InputError` for bad input (nothing was started), `LedgerError` for a record that cannot be
+used so, `SweepFailed` when no trial succeeded, `Interrupted` (a `KeyboardInterrupt`) when a signal ended the sweep,
+which `resume` continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genrec.config import RunConfig, load_config, nearest
+from genrec.errors import InputError
+from sweeps.spec import SweepSpec, load_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from genrec.data.interactions import Split
+    from genrec.recommender import Recommender
+    from sweeps.experiment import Experiment
+    from sweeps.ledger import Ledger, Study
+    from sweeps.ray_cluster import Resources
+
+STORAGE = "runs"
+"the folder of all sweeps, unless another is named"
+
+
+class Sweep:
+    """A sweep's record, read anew at every access: a sweep that is running can be watched through it."""
+
+    def __init__(self, folder: str | Path):
+        """`folder`: the sweep's own, as `load` finds it by name."""
+        from sweeps.ledger import Ledger
+
+        self.folder = Path(folder)
+        self.ledger: Ledger = Ledger.read(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.name}: {self.state}, {len(self.ledger.trials())} trials>"
+
+    def __str__(self) -> str:
+        """Leaderboard, finalists, verdict: what `sweeps status` prints."""
+        from sweeps.leaderboard import status_lines
+
+        return "\n".join(status_lines(self.ledger, str(self.folder.parent)))
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def spec(self) -> SweepSpec:
+        """What was asked for."""
+        return self.ledger.spec
+
+    @property
+    def state(self) -> str:
+        """`searching`, `finalists`, `finished`, `interrupted` or `failed`."""
+        return self.ledger.state
+
+    @property
+    def study(self) -> Study:
+        """The search as an Optuna study, for reading: `optuna.visualization` and `optuna.importance` take it."""
+        return self.ledger.study
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial, indexed by its number: id, status, value of the metric, a column a parameter, and how it was
+        run (epochs, seconds, seed, node, stages made and reused, reason of a stop or failure)."""
+        from sweeps.frames import trials_frame
+
+        return trials_frame(self.ledger)
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """One row an epoch of a trial: trial, epoch, and all that was reported."""
+        from sweeps.frames import curves_frame
+
+        return curves_frame(self.ledger)
+
+    @property
+    def finalists(self) -> pd.DataFrame:
+        """One row a re-evaluation: trial (or `base`), seed, status, and columns such as `test.ndcg@10`."""
+        from sweeps.frames import finalists_frame
+
+        return finalists_frame(self.ledger)
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """One row a comparison of finalists: difference, interval, p-values, effect size, verdict."""
+        from sweeps.frames import comparisons_frame
+
+        return comparisons_frame(self.ledger)
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the sweep as plain JSON types: what `sweeps status --format json` prints."""
+        from sweeps.status import sweep_status
+
+        return sweep_status(self.ledger)
+
+    def best_config(self) -> RunConfig:
+        """The winner's config; before there is a winner, that of the best trial so far."""
+        if self.ledger.fact("winner"):
+            return load_config(self.folder / "best.yaml")
+        best = self.ledger.best()
+        if best is None:
+            raise InputError(f"sweep {self.name} has no trial with a result yet")
+        return self.ledger.config_of(best.number)
+
+    def recommender(self) -> Recommender:
+        """The winner, ready to recommend."""
+        from genrec.recommender import Recommender
+
+        return Recommender.load(self.folder / "bundle")
+
+
+def run(
+    file: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    storage: str | Path = STORAGE,
+    address: str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Sweep:
+    """Run the sweep that `file` describes, from data to winner.
+
+    Args:
+        overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
+        storage: folder of all sweeps; this one gets a folder by its name.
+        address: Ray cluster host:port or auto; a local Ray when None.
+        resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        quiet: show nothing while it runs.
+    """
+    own, settings = _sort_overrides(overrides or {})
+    return start(load_spec(file, own, settings), storage=storage, address=address, resume=resume, quiet=quiet)
+
+
+def start(
+    spec: SweepSpec,
+    *,
+    storage: str | Path = STORAGE,
+    address: str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Sweep:
+    """`run` with a spec that is loaded already."""
+    from sweeps.ledger import Ledger
+
+    folder = Path(storage) / spec.name
+    if resume and _is_sweep(folder):
+        return _continue(folder, address, quiet)
+    return _drive(Ledger.create(folder, spec), address, quiet)
+
+
+def resume(name: str, *, storage: str | Path = STORAGE, address: str | None = None, quiet: bool = False) -> Sweep:
+    """Continue a sweep after a crash, a kill or an interruption. A finished one is left as it is."""
+    return _continue(sweep_folder(name, storage), address, quiet)
+
+
+def load(name: str, storage: str | Path = STORAGE) -> Sweep:
+    """A sweep that was started, whatever its state."""
+    return Sweep(sweep_folder(name, storage))
+
+
+def reevaluate(
+    name: str,
+    top_k: int | None = None,
+    seeds: int | None = None,
+    *,
+    storage: str | Path = STORAGE,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Sweep:
+    """Choose finalists again from a sweep whose search is done: other numbers of trials or seeds.
+
+    What has been measured is kept; winner, verdict, `best.yaml` and bundle are those of the new comparison.
+    """
+    from sweeps.ledger import Ledger
+
+    chosen = {key: value for key, value in (("top_k", top_k), ("seeds", seeds)) if value is not None}
+    if any(value < 1 for value in chosen.values()):
+        raise InputError(f"top_k and seeds must be 1 or more, got {chosen}")
+    folder = sweep_folder(name, storage)
+    with Ledger.open(folder) as ledger:
+        if not ledger.finalist_runs():
+            raise InputError(f"sweep {name}: its search is not done yet; continue with: sweeps resume {name}")
+        ledger.set_fact("reevaluation", (ledger.fact("reevaluation") or {}) | chosen)
+        ledger.mark("finalists")
+        return _drive(ledger, address, quiet)
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    seeds: int = 3,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    metric: str | None = None,
+    split: Split = "test",
+    resources: Resources | None = None,
+    storage: str | Path = STORAGE,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Experiment:
+    """An A/B experiment: two configs, or the winners of two sweeps, each with several seeds, user by user.
+
+    Args:
+        a, b: a recipe, a config file, or the name of a finished sweep. Stages that exist are reused.
+        overrides: settings of both, by config path.
+        metric: by default what A's `evaluation.monitor` names.
+        split: `validation` leaves the test split unread.
+        resources: of one training; by default one CPU, or what a sweep among the two had.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from sweeps.experiment import run_experiment
+
+    console = Console(stderr=True, quiet=quiet)
+    return run_experiment(
+        str(a),
+        str(b),
+        seeds,
+        overrides or {},
+        metric=metric,
+        split=split,
+        resources=resources,
+        storage=Path(storage),
+        address=address,
+        say=lambda line: console.print(Text(line), soft_wrap=True),
+    )
+
+
+def sweep_folder(name: str, storage: str | Path = STORAGE) -> Path:
+    """The folder of a sweep; a wrong name is answered with the nearest."""
+    folder = Path(storage) / name
+    if Path(name).name != name or not _is_sweep(folder):
+        known = [path.parent.name for path in Path(storage).glob("*/ledger.journal")]
+        raise InputError(f"no sweep {name!r} in {storage}{nearest(name, known)}")
+    return folder
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "ledger.journal").is_file()
+
+
+def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of the sweep, and those of its base config; what both have is the sweep's."""
+    settings = {
+        key: value
+        for key, value in overrides.items()
+        if (top := key.split(".")[0]) in RunConfig.model_fields and top not in SweepSpec.model_fields
+    }
+    return {key: value for key, value in overrides.items() if key not in settings}, settings
+
+
+def _continue(folder: Path, address: str | None, quiet: bool) -> Sweep:
+    from sweeps.ledger import Ledger
+
+    sweep = Sweep(folder)
+    return sweep if sweep.state == "finished" else _drive(Ledger.open(folder), address, quiet)
+
+
+def _drive(ledger: Ledger, address: str | None, quiet: bool) -> Sweep:
+    from rich.console import Console
+
+    from sweeps.driver import drive
+    from sweeps.live import LiveView
+
+    with ledger:
+        view = LiveView(ledger, Console(stderr=True, quiet=quiet))
+        with view.shown():
+            drive(ledger, address=address, on_event=view.on_event, say=view.say)
+    return Sweep(ledger.folder)

@@ -1,0 +1,376 @@
+"""The plan: sizes as the model has them, time as a clock would tell, nothing that cannot run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
+
+from genrec.artifacts import ArtifactStore
+from genrec.config import RunConfig, load_config
+from genrec.decoding import beam_search
+from genrec.errors import InputError
+from genrec.models.tiger import Tiger, Window
+from genrec.trie import Trie
+from sweeps.cli import main
+from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
+from sweeps.ledger import Ledger
+from sweeps.planner import (
+    make_plan,
+    num_trials,
+    plan_lines,
+    planned_against_actual,
+    planned_configs,
+    planned_points,
+    probe_configs,
+    read_plan,
+)
+from sweeps.rehearsal import Asha, Played, rehearse
+from sweeps.spec import SweepSpec, load_spec
+from sweeps.throughput import Pace, Sample, Samples, Speed, Workbench, measure_speed, recorded_speed
+
+TINY = Path(__file__).parent / "tiny.yaml"
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"tiger.encoder_tokens": "codes", "tiger.num_user_embeddings": 50},
+    {"tiger.encoder": "bidirectional", "tiger.positions": "learned", "tiger.encoder_tokens": "codes"},
+    {"tiger.attn_dim": 96, "tiger.num_heads": 6, "tiger.feedforward_dim": 200, "tiger.n_layers": 6},
+    {"tokenizer.collisions": "none", "tokenizer.sem_id_dim": 2, "tokenizer.num_item_embeddings": 32},
+]
+
+
+def model_of(config: RunConfig, num_items: int = 40) -> Tiger:
+    shape = Shape.of(config.to_dict())
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randint(0, size, (num_items,), generator=generator) for size in shape.level_sizes]
+    return Tiger(config.tiger, torch.stack(columns, 1), shape.level_sizes)
+
+
+def window_of(config: RunConfig, rows: int, items: int, targets: int) -> Window:
+    user_B = torch.arange(rows) if config.tiger.num_user_embeddings else None
+    return Window(torch.arange(rows * (items + 1)).view(rows, -1) % 40, items + 1 - targets, user_B)
+
+
+def targets_of(config: RunConfig, items: int) -> int:
+    return items if config.tiger.encoder == "item_causal" else 1
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_parameters_are_those_of_the_model(settings: dict[str, Any]):
+    config = load_config(None, settings)
+    model = model_of(config)
+    assert parameters(Shape.of(config.to_dict())) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_operations_of_training_and_decoding_are_those_that_torch_counts(settings: dict[str, Any]):
+    config = load_config(None, settings)
+    model, shape, items = model_of(config).train(), Shape.of(config.to_dict()), 12
+    window = window_of(config, 5, items, targets_of(config, items))
+    with FlopCounterMode(display=False) as counted:
+        model.loss(window, 0.1).backward()
+    expected = 5 * training_flops(shape, items, targets_of(config, items))
+    assert counted.get_total_flops() == pytest.approx(expected, rel=0.12)
+    model.eval().requires_grad_(False)
+    trie = Trie(model.codes_NC)
+    with FlopCounterMode(display=False) as counted:
+        beam_search(model, trie, window.items_BL[:, :-1], 10, user_B=window.user_B)
+    assert counted.get_total_flops() == pytest.approx(5 * decoding_flops(shape, items, 10), rel=0.25)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+def test_memory_is_about_what_autograd_keeps(settings: dict[str, Any]):
+    config = load_config(None, settings)
+    model, shape, items = model_of(config).train(), Shape.of(config.to_dict()), config.tiger.max_seq_len
+    targets = targets_of(config, items)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    rows = max(1, 256 // targets)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.loss(window_of(config, rows, items, targets), 0.0)
+    whole = sum(kept.values()) + 3 * 4 * parameters(shape)  # saved tensors hold the weights themselves
+    loss.backward()
+    assert 0.6 < memory_bytes(shape, rows * targets) / whole < 1.7
+
+
+def test_the_collision_level_counts_with_few_codes():
+    shape = Shape.of(RunConfig().to_dict())
+    assert shape.level_sizes == (256, 256, 256, COLLISION_CODES)
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pace_is_found_from_samples_of_different_mixture():
+    truth = Pace(2e-4, 3e-10)
+    works = [(100, 1e6), (1000, 5e9), (400, 9e9)]
+    found = Pace.fitted([Sample(units, flops, truth.seconds(units, flops)) for units, flops in works])
+    assert found.per_unit == pytest.approx(truth.per_unit, rel=1e-6)
+    assert found.per_flop == pytest.approx(truth.per_flop, rel=1e-6)
+
+
+def test_a_pace_is_never_negative_and_fits_a_single_sample():
+    one = Pace.fitted([Sample(10, 1e6, 2.0)])
+    assert one.seconds(10, 1e6) == pytest.approx(2.0)
+    slower_when_smaller = Pace.fitted([Sample(10, 1e6, 5.0), Sample(10, 4e6, 4.0)])
+    assert min(slower_when_smaller) >= 0
+
+
+def test_no_speed_without_a_sample_of_training_and_of_evaluating():
+    assert Speed.fitted(Samples(train=[Sample(1, 1, 1)]), "x") is None
+
+
+# -- the clock --------------------------------------------------------------------------------------------------------
+
+
+def trial(epoch: float = 1.0, epochs: int = 3, tokenizer: str = "a", tokenizer_seconds: float = 0.0) -> Played:
+    return Played(epoch, epochs, 0.0, tokenizer, tokenizer_seconds)
+
+
+def test_trials_fill_the_slots_one_after_the_other():
+    outcome = rehearse([trial()] * 5, slots=2)
+    assert (outcome.wall_seconds, outcome.busy_seconds, outcome.epochs, outcome.started) == (9.0, 15.0, 15, 5)
+
+
+def test_a_tokenizer_is_paid_once_and_waited_for():
+    outcome = rehearse([trial(tokenizer_seconds=10), trial(tokenizer_seconds=10), trial(tokenizer="b")], slots=2)
+    assert outcome.wall_seconds == 16.0
+    assert outcome.busy_seconds == 10 + 10 + 3 * 3
+    assert outcome.tokenizers == {"a", "b"}
+
+
+def test_every_slot_starts_its_process_once():
+    outcome = rehearse([trial()] * 4, slots=2, start_seconds=7)
+    assert (outcome.wall_seconds, outcome.busy_seconds) == (13.0, 2 * 13.0)
+
+
+def test_no_trial_is_started_after_the_time_is_spent():
+    assert rehearse([trial()] * 9, slots=1, seconds=4.0).started == 2
+
+
+def test_the_played_scheduler_stops_whom_rays_scheduler_stops():
+    bracket_type = pytest.importorskip("ray.tune.schedulers.async_hyperband")._Bracket
+    bracket = bracket_type(1, 20, 3, 0, stop_last_trials=False)
+    played, generator = Asha(1, 3, 20), torch.Generator().manual_seed(0)
+    for number in range(60):
+        quality = float(torch.rand((), generator=generator))
+        for epoch in range(1, 20):
+            theirs = bracket.on_result(SimpleNamespace(trial_id=str(number)), epoch, quality) == "STOP"
+            assert played.stops(epoch, quality) == theirs
+            if theirs:
+                break
+
+
+def test_early_stopping_saves_most_of_the_epochs_of_a_long_sweep():
+    trials = [trial(epochs=27)] * 200
+    epochs = [rehearse(trials, 4, asha=(1, 3), longest=27, seed=seed).epochs for seed in range(5)]
+    # Of 27 trials 18 end after 1 epoch, 6 after 3, 2 after 9: 82 of 729 epochs; asynchronous stopping lets more pass.
+    assert 82 / 729 < statistics.mean(epochs) / (200 * 27) < 2 * 82 / 729
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+TOKENIZING = {"rqvae": Pace(0.1, 0.0), "rkmeans": Pace(0.0, 1e-9)}
+SPEED = Speed(Pace(1e-4, 1e-11), Pace(1e-3, 1e-11), TOKENIZING, setup=0.5, start=0.0, source="made up")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench(ArtifactStore(tmp_path_factory.mktemp("plans") / ".artifacts"))
+
+
+def tiny(folder: Path, extra: str = "", **overrides: Any) -> SweepSpec:
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.read_text() + extra)
+    return load_spec(path, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def test_a_plan_counts_what_will_run(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path, "constraints: [train.learning_rate < 5e-3 or tokenizer.kind == 'rqvae']\n")
+    plan = make_plan(spec, bench, slots=2)
+    assert (plan.trials, plan.space_points, plan.grid_points, plan.tokenizers, plan.slots) == (6, None, 2, 2, 2)
+    assert 0.05 < plan.infeasible_share < 0.3  # half of the log-uniform rates above 5e-3 (30 %)
+    assert "train.learning_rate < 5e-3" in str(plan.infeasible_example)
+    assert plan.parameters.low == plan.parameters.high == parameters(Shape.of(spec.base_values))
+    assert plan.epochs_without_stopping == 18
+    assert plan.seconds is None
+    assert "not known" in "\n".join(plan_lines(plan))
+
+
+def test_the_targets_of_an_epoch_are_those_that_training_counts(bench: Workbench):
+    spec = load_spec(TINY)
+    config = spec.base_config()
+    interactions = bench.interactions(config)
+    offsets, _ = interactions.training_sequences()
+    work = bench.work(config)
+    assert work.targets == int((offsets[1:] - offsets[:-1] - 1).clip(0).sum())
+    assert work.users == len(interactions.users_of("validation"))
+    assert work.evaluations == 3
+
+
+def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, bench: Workbench):
+    whole = make_plan(tiny(tmp_path), bench, 2, SPEED)
+    work = bench.work(load_spec(TINY).base_config())
+    assert whole.search is not None
+    assert whole.finalists is not None
+    assert whole.search.epochs == 18
+    assert whole.finalists.runs == 4  # the best and the base, two seeds each
+    expected = 6 * (3 * work.epoch_seconds(SPEED) + SPEED.setup) + 5 * 0.1
+    assert whole.search.busy_seconds == pytest.approx(expected, rel=0.1)
+    assert whole.hours(2.0) == pytest.approx(2 * whole.hours(1.0))
+    stopped = make_plan(tiny(tmp_path, "scheduler: {type: asha, reduction_factor: 3}\n"), bench, 2, SPEED)
+    assert stopped.search is not None
+    assert stopped.search.seconds < whole.search.seconds
+    assert stopped.trained_share is not None
+    assert stopped.trained_share < 0.9
+    assert "early stopping leaves" in "\n".join(plan_lines(stopped))
+
+
+def test_a_sweep_that_only_time_ends_is_planned_by_its_time(tmp_path: Path, bench: Workbench):
+    text = TINY.read_text().replace("budget: {trials: 6}", "budget: {time: 30s}")
+    (tmp_path / "timed.yaml").write_text(text)
+    spec = load_spec(tmp_path / "timed.yaml")
+    assert make_plan(spec, bench, 1).trials is None
+    plan = make_plan(spec, bench, 1, SPEED)
+    assert plan.search is not None
+    assert plan.search.seconds == pytest.approx(30, rel=0.2)
+    assert plan.trials == plan.search.runs > 10
+
+
+def test_a_plan_is_written_beside_the_sweep_and_read_again(tmp_path: Path, bench: Workbench):
+    plan = make_plan(tiny(tmp_path), bench, 2, SPEED)
+    assert plan.write(tmp_path / "tiny").name == "plan.json"
+    read = read_plan(tmp_path / "tiny")
+    assert read == json.loads(json.dumps(plan.to_dict()))
+    assert read is not None
+    assert read["seconds"] == plan.seconds
+    assert read_plan(tmp_path / "elsewhere") is None
+    (tmp_path / "tiny" / "plan.json").write_text("[")
+    assert read_plan(tmp_path / "tiny") is None
+
+
+def test_a_space_with_nothing_feasible_is_refused(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path)
+    object.__setattr__(spec.search_space, "constraints", _never())
+    with pytest.raises(InputError, match="no feasible point was found"):
+        make_plan(spec, bench, 2)
+
+
+def _never() -> tuple[Any, ...]:
+    from sweeps.constraints import parse_constraint
+
+    return (parse_constraint("train.epochs < 0"),)
+
+
+def test_planned_points_take_the_grid_in_turn_and_are_feasible(tmp_path: Path):
+    spec = tiny(tmp_path, "constraints: [train.learning_rate < 2e-3]\n", budget__trials=10)
+    points = planned_points(spec)
+    assert [point["tokenizer.kind"] for point in points] == ["rkmeans", "rqvae"] * 5
+    assert all(point["train.learning_rate"] < 2e-3 for point in points)
+    assert len(planned_points(spec, limit=4)) == 4
+
+
+def test_trials_are_counted_without_the_infeasible_points_of_a_grid(tmp_path: Path):
+    path = tmp_path / "grid.yaml"
+    grid = "space: {tiger.num_heads: {type: grid, values: [2, 3, 4]}, train.epochs: {type: grid, values: [1, 2]}}\n"
+    path.write_text(grid)
+    spec = load_spec(path)
+    assert spec.budget.trials == 6
+    assert num_trials(spec, 1 / 3) == 4
+    assert len(planned_points(spec)) == 4
+    path.write_text(grid.replace("grid, values: [1, 2]", "choice, values: [1, 2]") + "budget: {trials: 100}\n")
+    assert num_trials(load_spec(path), 1 / 3) == 4
+
+
+def test_probes_span_the_costs_and_cover_both_tokenizers(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path, budget__trials=12)
+    configs = planned_configs(spec)
+    probes = probe_configs(configs, [bench.work(config) for config in configs])
+    assert 2 <= len(probes) <= 5
+    assert {config.tokenizer.kind for config in probes} == {"rqvae", "rkmeans"}
+
+
+def test_planned_stands_against_actual(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path)
+    plan = make_plan(spec, bench, 2, SPEED)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        while (task := ledger.next()) is not None:
+            for epoch in (1, 2, 3):
+                row = {"epoch": epoch, "ndcg@10": 0.1, "targets_per_second": 1000.0, "users": 80}
+                ledger.report(task.id, row)
+            ledger.finish(task.id, "completed", {"duration": 4.0, "trained": ["tiger"]})
+        rows = {name: (planned, actual) for name, planned, actual in planned_against_actual(plan.to_dict(), ledger)}
+        assert rows["trials"] == (6, 6)
+        assert rows["epochs"] == (18, 18)
+        assert rows["search slot seconds"][1] == 24.0
+        speed = recorded_speed(ledger, bench)
+        assert speed is not None
+        work = bench.work(spec.base_config())
+        assert speed.train.seconds(work.targets, work.train_flops) == pytest.approx(work.targets / 1000, rel=0.05)
+        assert 3 * work.epoch_seconds(speed) + speed.setup == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_measured_speed_predicts_a_training(bench: Workbench):
+    """Loosely, because tests share their machine: the real check is a report's planned against actual."""
+    import time
+
+    from genrec.pipeline import run_pipeline
+
+    config = load_config(None, {**load_spec(TINY).set, "train.epochs": 12, "dataset.synthetic.num_users": 600})
+    work = bench.work(config)
+    speed = measure_speed([config], str(bench.store.root))
+    run_pipeline(config, bench.store, until="semantic_ids")
+    started = time.perf_counter()
+    run_pipeline(config, bench.store, stages=("tiger",))
+    actual = time.perf_counter() - started
+    assert 0.3 < (work.epochs * work.epoch_seconds(speed) + speed.setup) / actual < 3
+
+
+@pytest.mark.slow
+def test_a_dry_run_plans_and_starts_nothing(tmp_path: Path):
+    words = ["run", str(TINY), "--dry-run", "--trials", "3", "--storage", str(tmp_path)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert "3 (" in result.output
+    assert "measured here" in result.output
+    plan = read_plan(tmp_path / "tiny")
+    assert plan is not None
+    assert plan["trials"] == 3
+    assert plan["seconds"] > 0
+    assert not (tmp_path / "tiny" / "ledger.journal").exists()
+
+
+def test_plan_without_measuring_prints_json(tmp_path: Path):
+    words = ["plan", str(TINY), "--no-measure", "--cpus", "8", "--storage", str(tmp_path), "--format", "json"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["slots"], plan["search"]) == (8, None)
+    assert read_plan(tmp_path / "tiny") == plan
+
+
+def test_resources_that_are_not_there_are_named(tmp_path: Path):
+    (tmp_path / "gpu.yaml").write_text(TINY.read_text() + "resources: {gpus_per_worker: 1, max_concurrent: 4}\n")
+    words = ["plan", str(tmp_path / "gpu.yaml"), "--storage", str(tmp_path)]
+    result = CliRunner().invoke(main, [*words, "--gpus", "0"])
+    assert result.exit_code == 2
+    assert "--gpus" in result.output
+    result = CliRunner().invoke(main, [*words, "--cpus", "16", "--gpus", "8", "--no-measure"])
+    assert "(4 at once)" in result.output
