@@ -74,7 +74,7 @@ def _draw_level(axes: Axes, ids: SemanticIds, level: int) -> None:
     usage, perplexity = ids.health.usage[level], ids.health.perplexity[level]
     axes.set(title=f"level {level + 1}: usage {usage:.0%}, perplexity {perplexity:.0f} of {size}")
     axes.set(xlabel="codes, commonest first", ylabel="items", xlim=(1, max(2, size)), ylim=(0, None))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _draw_groups(axes: Axes, ids: SemanticIds) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from genrec.models.rkmeans import RkMeans
 from genrec.models.rqvae import RqVae
 from genrec.models.tokenizers import load_tokenizer, save_tokenizer
 from genrec.modules.quantizer import residual_codes
-from genrec.semantic_ids import assign_ids
+from genrec.semantic_ids import assign_ids, measure_health
 from genrec.settings import TokenizerConfig
 from genrec.trainers.fit import FitSettings
 from genrec.trainers.rqvae_trainer import train_tokenizer
@@ -410,3 +413,22 @@ def test_settings_that_are_not_of_this_version_are_named(tmp_path):
     save_checkpoint(tmp_path / "saved", model.state_dict(), facts | {"tokenizer": {"kind": "rkmeans"}})
     with pytest.raises(CheckpointError, match="do not fit the settings beside them"):
         load_tokenizer(tmp_path / "saved")
+
+
+# -------------------------------------------------------------------- real items
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rqvae", "rkmeans"])
+def test_the_tokenizers_spread_amazon_beauty_over_their_codes(kind):
+    """RQ-VAE with its defaults but fewer epochs, to end sooner."""
+    root = Path(os.environ.get("GENREC_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+    path = root / "beauty" / "item_emb_minilm.f16.npy"
+    if not path.is_file():
+        pytest.skip(f"no real data at {path}; set GENREC_DATA to the folder that holds beauty/")
+    x = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    settings = {"kind": kind, "pca_dim": 64 if kind == "rkmeans" else None, "rqvae": {"epochs": 30}}
+    codes = train_tokenizer(TokenizerConfig.model_validate(settings), x).codes(x)
+    health = measure_health(codes, 256)
+    assert min(health.usage) > 0.8
+    assert health.collision_rate < (0.2 if kind == "rkmeans" else 0.1)
