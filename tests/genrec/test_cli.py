@@ -337,7 +337,13 @@ def test_an_interrupted_run_says_how_to_continue_and_then_does(config_file, tmp_
     words = ["train", config_file.name, "--set", "train.epochs=25", "--set", "train.checkpoint_interval=0"]
     command = [sys.executable, "-m", "genrec.cli", *words, "--threads", "1"]
     process = subprocess.Popen(
-        command, cwd=config_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=config_file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that are started in the background inherit an ignored SIGINT, and so would the run.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(config_file.parent.glob("runs/.artifacts/tiger-*.part/**/manifest.json")):
