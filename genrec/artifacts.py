@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from genrec.durable import flush, put, write_json
 
+ARTIFACTS = ".artifacts"
+"the store's folder below that of models or sweeps"
 DONE = "DONE"
 POLL_SECONDS = 0.1
 NOTICE_SECONDS = 30.0

@@ -7,7 +7,6 @@ any moment leaves the old checkpoint or the new. Nothing that is loaded can run 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.config import content_hash
-from genrec.durable import flush, put, write_json
+from genrec.durable import file_hash, flush, put, write_json
 from genrec.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -125,9 +124,3 @@ def latest_generation(folder: Path, warn: Any) -> tuple[dict[str, Tensor], dict[
 def generations(folder: Path) -> list[Path]:
     """Finished generations, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,8 +5,10 @@ Everything is written under another name, flushed to disk and renamed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def put(partial: Path, path: Path) -> None:
     flush(path.parent)
 
 
+def put_folder(partial: Path, folder: Path) -> None:
+    """Give a finished folder its final name. One that is there stays until everything in the new one is on disk."""
+    for path in partial.rglob("*"):
+        flush(path)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    put(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Make a file, or the renames and creations in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -39,3 +53,9 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

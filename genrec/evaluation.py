@@ -11,6 +11,7 @@ Letters: B users, I items of a history, W beams, L levels of the tokenizer, C co
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -52,23 +53,20 @@ def evaluate(
     On the validation split also `validation_loss`, the mean cross-entropy of a target's codes. `users` are indices; all
     that have a target in `split` when None. The lists go to `known`, those of this rank's users.
     """
-    was_training = model.training
-    model.eval()
     item, tuples, loss = MetricSums(), MetricSums(), MetricSums()
     coverage = Coverage(config.ks, len(model.codes_NC))
     users = interactions.users_of(split) if users is None else users
-    for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size):
-        seen_BX = batch.seen_BX if config.seen == "exclude" else None
-        beams = beam_search(model, trie, batch.history_BI, config.beam_size, seen_BX, batch.user_B)
-        tuple_rank_B = _rank_of_tuple(beams, batch.target_B, model.codes_NC[:, :tuple_levels])
-        item.merge(ranking_metrics(_rank_of_item(beams, batch.target_B), config.ks, config.beam_size))
-        tuples.merge(ranking_metrics(tuple_rank_B, config.ks, config.beam_size))
-        coverage.add(beams.item_BW)
-        if known is not None:
-            known.add(batch.users, beams.item_BW.cpu().numpy(), _probabilities(beams))
-        if split == "validation":
-            loss.add({"validation_loss": target_loss(model, batch)}, len(batch.target_B))
-    model.train(was_training)
+    with _evaluating(model):
+        for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size, config.seen):
+            beams = beam_search(model, trie, batch.history_BI, config.beam_size, batch.seen_BX, batch.user_B)
+            tuple_rank_B = _rank_of_tuple(beams, batch.target_B, model.codes_NC[:, :tuple_levels])
+            item.merge(ranking_metrics(_rank_of_item(beams, batch.target_B), config.ks, config.beam_size))
+            tuples.merge(ranking_metrics(tuple_rank_B, config.ks, config.beam_size))
+            coverage.add(beams.item_BW)
+            if known is not None:
+                known.add(batch.users, beams.item_BW.cpu().numpy(), _probabilities(beams))
+            if split == "validation":
+                loss.add({"validation_loss": target_loss(model, batch)}, len(batch.target_B))
     names = place_metric_names(config.ks)
     item, tuples = item.over_ranks(names), tuples.over_ranks(names)
     result = item.result()
@@ -82,16 +80,14 @@ def invalid_id_rate(
     model: Tiger, interactions: Interactions, split: Split, config: EvaluationConfig, users: np.ndarray | None = None
 ) -> dict[str, float]:
     """`invalid_id_rate@k`: the share of the first k semantic IDs that no item has, when decoding is unconstrained."""
-    was_training = model.training
-    model.eval()
     sums, names = MetricSums(), [f"invalid_id_rate@{k}" for k in config.ks]
     users = interactions.users_of(split) if users is None else users
-    for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size):
-        codes_BWC, _ = unconstrained_beams(model, batch.history_BI, config.beam_size, batch.user_B)
-        invalid_BW = ~_is_known(codes_BWC, model.codes_NC)
-        shares = [invalid_BW[:, :k].double().mean(1).sum() for k in config.ks]
-        sums.add(dict(zip(names, shares, strict=True)), len(invalid_BW))
-    model.train(was_training)
+    with _evaluating(model):
+        for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size):
+            codes_BWC, _ = unconstrained_beams(model, batch.history_BI, config.beam_size, batch.user_B)
+            invalid_BW = ~_is_known(codes_BWC, model.codes_NC)
+            shares = [invalid_BW[:, :k].double().mean(1).sum() for k in config.ks]
+            sums.add(dict(zip(names, shares, strict=True)), len(invalid_BW))
     return sums.over_ranks(names).result()
 
 
@@ -107,18 +103,16 @@ def agreement(
 
     1 where the beam loses nothing. Every item of the catalogue is scored: some dozens of users tell enough.
     """
-    was_training = model.training
-    model.eval()
     sums, names = MetricSums(), [f"beam_agreement@{k}" for k in config.ks]
     users = interactions.users_of(split) if users is None else users
-    for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size):
-        listed_BW = beam_search(model, trie, batch.history_BI, config.beam_size, None, batch.user_B).item_BW
-        # A stable sort: equal scores by item id, as the beam has them.
-        scores_BN = score_catalogue(model, trie, batch.history_BI, batch.user_B)
-        best_BN = scores_BN.sort(dim=1, descending=True, stable=True).indices
-        found = [(best_BN[:, :k, None] == listed_BW[:, None, :k]).any(2).double().mean(1).sum() for k in config.ks]
-        sums.add(dict(zip(names, found, strict=True)), len(listed_BW))
-    model.train(was_training)
+    with _evaluating(model):
+        for batch in split_batches(model, interactions, split, _of_this_rank(users), config.batch_size):
+            listed_BW = beam_search(model, trie, batch.history_BI, config.beam_size, None, batch.user_B).item_BW
+            # A stable sort: equal scores by item id, as the beam has them.
+            scores_BN = score_catalogue(model, trie, batch.history_BI, batch.user_B)
+            best_BN = scores_BN.sort(dim=1, descending=True, stable=True).indices
+            found = [(best_BN[:, :k, None] == listed_BW[:, None, :k]).any(2).double().mean(1).sum() for k in config.ks]
+            sums.add(dict(zip(names, found, strict=True)), len(listed_BW))
     return sums.over_ranks(names).result()
 
 
@@ -179,25 +173,28 @@ class HistoryBatch(NamedTuple):
 
 
 class SplitBatch(NamedTuple):
-    """Users with equally long histories (B, I), their targets, all items they have had (B, X), and their buckets."""
+    """Users with equally long histories (B, I), their targets, the items they may not get (B, X), and their buckets."""
 
     users: np.ndarray
     history_BI: Tensor
     target_B: Tensor
-    seen_BX: Tensor
+    seen_BX: Tensor | None
     user_B: Tensor | None
 
 
 def split_batches(
-    model: Tiger, interactions: Interactions, split: Split, users: np.ndarray, batch_size: int
+    model: Tiger, interactions: Interactions, split: Split, users: np.ndarray, batch_size: int, seen: Seen = "keep"
 ) -> Iterator[SplitBatch]:
-    """Histories of `users` before the split's target, cut to what the model reads, grouped by exact length."""
+    """Histories of `users` before the split's target, cut to what the model reads, grouped by exact length.
+
+    With `seen="exclude"` the items of each whole history come with them.
+    """
     histories, targets = interactions.histories(split).take(users), interactions.targets(split)[users]
     device = model.codes_NC.device
     for row_B, history_BI in equal_length_batches(histories, model.config.max_seq_len, batch_size):
         target_B = torch.from_numpy(targets[row_B].astype(np.int64)).to(device)
         names = [interactions.users[user] for user in users[row_B].tolist()]
-        seen_BX = seen_items(histories.take(row_B)).to(device)
+        seen_BX = seen_items(histories.take(row_B)).to(device) if seen == "exclude" else None
         yield SplitBatch(users[row_B], history_BI.to(device), target_B, seen_BX, _buckets(model, names))
 
 
@@ -219,6 +216,17 @@ def seen_items(histories: Histories) -> Tensor:
     seen_BX = np.full((len(lengths), int(lengths.max(initial=0))), -1, dtype=np.int64)
     seen_BX[np.arange(seen_BX.shape[1]) < lengths[:, None]] = items
     return torch.from_numpy(seen_BX)
+
+
+@contextmanager
+def _evaluating(model: Tiger) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _of_this_rank(users: np.ndarray) -> np.ndarray:

@@ -51,9 +51,7 @@ def verdict(health: Health) -> str:
 
 def draw_ids(ids: SemanticIds, items: Items, path: Path | str) -> Path:
     """Draw how items spread over the codes of every level, and over groups of one tuple, to a .png or .svg file."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: a picture's name must end in {' or '.join(SUFFIXES)}")
+    path = picture_path(path)
     levels = len(ids.health.usage)
     figure = Figure(figsize=(4.2 * (levels + 1), 3.6), layout="constrained")
     axes = figure.subplots(1, levels + 1, squeeze=False)[0]
@@ -62,6 +60,14 @@ def draw_ids(ids: SemanticIds, items: Items, path: Path | str) -> Path:
     _draw_groups(axes[levels], ids)
     figure.suptitle(f"{len(items)} items, {levels} levels: {verdict(ids.health)}", fontsize=10, wrap=True)
     figure.savefig(path, dpi=120)
+    return path
+
+
+def picture_path(path: Path | str) -> Path:
+    """`path`, whose suffix must be one that can be drawn."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: a picture's name must end in {' or '.join(SUFFIXES)}")
     return path
 
 

@@ -14,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from genrec.errors import InputError, nearest
-from genrec.inspection import SUFFIXES
+from genrec.inspection import picture_path
 from genrec.recommender import Recommender
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """Draw loss and validation metrics over the epochs, `rows` as `fit` reports them, to a .png or .svg file."""
-    path = _picture(path)
+    path = picture_path(path)
     names = sorted({name for row in rows for name in row})
     recalls = [name for name in names if name.startswith(("recall@", "ndcg@"))]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -43,7 +42,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[s
 
 def draw_attention(recommender: Recommender, history: Sequence[str], path: Path | str) -> Path:
     """Draw the encoder's attention over one history of item ids: the mean of the heads, one panel a layer."""
-    path = _picture(path)
+    path = picture_path(path)
     weights_SHMM, labels = _attention(recommender, history)
     layers, size = weights_SHMM.shape[0], len(labels)
     side = max(3.0, 0.28 * size)
@@ -60,21 +59,11 @@ def draw_attention(recommender: Recommender, history: Sequence[str], path: Path 
 
 def _attention(recommender: Recommender, history: Sequence[str]) -> tuple[Tensor, list[str]]:
     """Attention (S, H, M, M) over the recent items of a history, and what each of the M tokens is."""
-    model, index = recommender.model, recommender.index
+    model = recommender.model
     recent = history[-model.config.max_seq_len :]
-    for item in recent:
-        if item not in index:
-            raise InputError(f"item {item!r} is not in the catalogue of {len(index)} items{nearest(item, index)}")
-    numbers_I = torch.tensor([index[item] for item in recent], device=model.codes_NC.device)
+    numbers_I = torch.tensor([recommender.number(item) for item in recent], device=model.codes_NC.device)
     weights_SBHMM = model.get_attention_weights(numbers_I, items=True)
     codes = [""] if model.tokens_per_item == 1 else [f" code {code + 1}" for code in range(model.tokens_per_item)]
     plain = ["".join(c for c in item if c.isprintable()) for item in recent]
     labels = ["user"] * model.user_tokens + [f"{item}{code}" for item in plain for code in codes]
     return weights_SBHMM[:, 0].cpu(), labels
-
-
-def _picture(path: Path | str) -> Path:
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: a picture's name must end in {' or '.join(SUFFIXES)}")
-    return path

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from genrec.artifacts import ArtifactStore
-from genrec.checkpoint import MANIFEST, CheckpointError, file_hash, load_checkpoint, save_checkpoint
+from genrec.checkpoint import MANIFEST, CheckpointError, load_checkpoint, save_checkpoint
 from genrec.config import RunConfig, TokenizerConfig, content_hash, validate_config
 from genrec.data.cooccurrence import cooccurrence_vectors, join_vectors
 from genrec.data.interactions import Interactions
 from genrec.data.sources import dataset_identity, load_dataset
 from genrec.data.text import embed_items, embeddings_identity
-from genrec.durable import write_json
+from genrec.durable import file_hash, write_json
 from genrec.errors import InputError
 from genrec.models.tiger import Tiger, load_tiger
 from genrec.models.tokenizers import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_folder
+from genrec.ranks import rank_and_world
 from genrec.semantic_ids import Health, SemanticIds, assign_ids
 from genrec.trainers.fit import Report
 from genrec.trainers.rqvae_trainer import train_tokenizer
@@ -98,7 +99,7 @@ def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder
     config = validate_config(argument["config"])
     store = ArtifactStore(argument["store"])
     if stage == "dataset":
-        make_dataset(config).save(folder)
+        load_dataset(config.dataset).save(folder)
     elif stage == "embeddings":
         interactions = open_interactions(store, keys)
         np.save(folder / "embeddings.npy", make_vectors(config, interactions))
@@ -123,7 +124,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         else:
             report_some, checkpoints = _log_tenth(config), folder / "checkpoints"
             tokenizer = train_tokenizer(config.tokenizer, vectors_NE, report=report_some, folder=checkpoints)
-        if _is_first_rank():
+        if rank_and_world()[0] == 0:
             save_tokenizer(folder / "model", tokenizer)
         return
 
@@ -142,12 +143,8 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         "rows": fitted.rows,
         "best": fitted.best,
     }
-    _save_on_first_rank(folder / "model", model, facts)
-
-
-def make_dataset(config: RunConfig) -> Interactions:
-    """Read or generate the interactions that `config.dataset` names."""
-    return load_dataset(config.dataset)
+    if rank_and_world()[0] == 0:
+        save_checkpoint(folder / "model", model.state_dict(), facts)
 
 
 def make_vectors(config: RunConfig, interactions: Interactions) -> np.ndarray:
@@ -228,15 +225,6 @@ def _save_ids(folder: Path, ids: SemanticIds) -> None:
     facts = {"level_sizes": list(ids.level_sizes), "tuple_levels": ids.tuple_levels, "health": ids.health.to_dict()}
     save_checkpoint(folder / "ids", {"codes_NC": ids.codes_NC}, facts)
     write_json(folder / "health.json", ids.health.to_dict())
-
-
-def _save_on_first_rank(folder: Path, model: torch.nn.Module, facts: dict[str, Any]) -> None:
-    if _is_first_rank():
-        save_checkpoint(folder, model.state_dict(), facts)
-
-
-def _is_first_rank() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 # ----------------------------------------------------------------------- keys

@@ -35,7 +35,7 @@ from genrec.data.cooccurrence import pad_vectors
 from genrec.data.interactions import Histories, Items
 from genrec.data.lsa import Lsa
 from genrec.data.text import embed_items
-from genrec.durable import flush, put
+from genrec.durable import put_folder
 from genrec.errors import InputError, nearest
 from genrec.evaluation import BeamRanker
 from genrec.models.tiger import Tiger
@@ -61,7 +61,7 @@ class Recommendation:
 def export_bundle(config: RunConfig, store: ArtifactStore, folder: Path) -> Path:
     """Put the trained model of `config` into `folder`. A bundle that is there stays until the new one is complete."""
     keys = stage_keys(config)
-    partial, old = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old"))
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     tensors, facts = load_checkpoint(store.path("tiger", keys["tiger"]) / "model")
     # Runs that differ in what is no part of the stage's key share its model; the bundle is of this one.
@@ -75,13 +75,7 @@ def export_bundle(config: RunConfig, store: ArtifactStore, folder: Path) -> Path
         Lsa.fit(items.texts, config.embeddings.dim)[0].save(partial / "encoder")
     if config.evaluation.blend == "item_to_item":
         _save_blend(config, store, partial)
-    for path in partial.rglob("*"):
-        flush(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    put(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    put_folder(partial, folder)
     return folder
 
 

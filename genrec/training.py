@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig
-from genrec.durable import put
+from genrec.durable import put_folder
 from genrec.pipeline import Loop, open_ids, open_tiger, run_pipeline, stage_keys, train_stage
 from genrec.ranks import message_device, rank_and_world
 from genrec.recommender import export_bundle
@@ -52,7 +52,7 @@ class TrainedTokenizer:
 
 def default_store(config: RunConfig) -> ArtifactStore:
     """The artifacts of a run that names no store."""
-    return ArtifactStore(Path(config.save_dir_root) / ".artifacts")
+    return ArtifactStore(Path(config.save_dir_root) / ARTIFACTS)
 
 
 def train_model(
@@ -94,8 +94,7 @@ def _copy(source: Path, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    put(partial, folder)
+    put_folder(partial, folder)
 
 
 # -------------------------------------------------------------------- workers

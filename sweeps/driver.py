@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
 from sweeps.conclusion import conclude
@@ -20,8 +20,6 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
 from sweeps.trial import run_trial
-
-ARTIFACTS = ".artifacts"
 
 
 class SweepFailed(RuntimeError):

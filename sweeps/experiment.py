@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.comparison import protocol
 from genrec.config import RunConfig, config_keys, content_hash, load_config, validate_config, with_values
 from genrec.data.interactions import Split
@@ -22,7 +22,7 @@ from genrec.durable import write_json
 from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
-from sweeps.driver import ARTIFACTS, SweepFailed
+from sweeps.driver import SweepFailed
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
 from sweeps.journal import JOURNAL, DriverLock
 from sweeps.leaderboard import aligned, in_order, plus_minus

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from genrec.artifacts import ARTIFACTS
 from genrec.cli import printable
 from genrec.settings.evaluation import METRICS
 from sweeps.ledger import Ledger
@@ -105,8 +106,8 @@ def _next_commands(ledger: Ledger, storage: str) -> list[str]:
     option = "" if storage == "runs" else f" --storage {storage}"
     return [
         f"genrec recommend {folder}/bundle --history {_example_history(ledger)} -k 10",
-        f"genrec evaluate {folder}/bundle --store {folder.parent}/.artifacts",
-        f"genrec train {folder}/best.yaml --store {folder.parent}/.artifacts",
+        f"genrec evaluate {folder}/bundle --store {folder.parent}/{ARTIFACTS}",
+        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS}",
         f"sweeps status {ledger.spec.name}{option} --format json",
     ]
 

@@ -93,8 +93,8 @@ class Int:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One of `values` (scalars or lists), sampled.
+class Listed:
+    """One of `values` (scalars or lists).
 
     `settings`: what each value sets, by config path; None: the setting that names the parameter.
     """
@@ -119,30 +119,15 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """All of `values`, one after the other; `ordered`: their order means something (a report draws them as a line).
+class Choice(Listed):
+    """Sampled."""
 
-    `settings` as in Choice.
-    """
 
-    values: tuple[Any, ...]
+@dataclass(frozen=True)
+class Grid(Listed):
+    """All values, one after the other; `ordered`: their order means something (a report draws them as a line)."""
+
     ordered: bool = False
-    when: When = field(default_factory=dict)
-    settings: tuple[Mapping[str, Any], ...] | None = None
-
-    @property
-    def count(self) -> int:
-        return len(self.values)
-
-    @property
-    def probes(self) -> list[Any]:
-        return list(self.values)
-
-    def draw(self, rng: random.Random) -> Any:
-        return rng.choice(self.values)
-
-    def all_values(self) -> list[Any]:
-        return list(self.values)
 
 
 Parameter = Float | Int | Choice | Grid
@@ -150,13 +135,13 @@ Parameter = Float | Int | Choice | Grid
 
 def paths_of(name: str, parameter: Parameter) -> list[str]:
     """The config paths that the parameter sets."""
-    if isinstance(parameter, (Choice, Grid)) and parameter.settings is not None:
+    if isinstance(parameter, Listed) and parameter.settings is not None:
         return list(parameter.settings[0])
     return [name]
 
 
 def settings_of(name: str, parameter: Parameter, value: Any) -> dict[str, Any]:
     """What `value` of the parameter sets, by config path."""
-    if isinstance(parameter, (Choice, Grid)) and parameter.settings is not None:
+    if isinstance(parameter, Listed) and parameter.settings is not None:
         return dict(parameter.settings[parameter.values.index(value)])
     return {name: value}

@@ -7,6 +7,7 @@ can set what happened against it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -155,10 +156,10 @@ def plan_sweep(
     this machine lacks the GPU that a trial asks for. `cpus` and `gpus` are those of the cluster, by default this
     machine's. Raises `InputError` for a space without a feasible point and for resources too small for one trial.
     """
-    from genrec.artifacts import ArtifactStore
+    from genrec.artifacts import ARTIFACTS, ArtifactStore
 
     slots = local_slots(spec, cpus, gpus)
-    bench = Workbench(ArtifactStore(Path(storage).absolute() / ".artifacts"))
+    bench = Workbench(ArtifactStore(Path(storage).absolute() / ARTIFACTS))
     works: dict[str, Work] = {}
     speed = None
     if like is not None:
@@ -282,15 +283,13 @@ def make_plan(
     search = _search_time(spec, done, total, slots, speed)
     trials = round(search.runs) if total is None else total
     finalists = _finalists_time(spec, bench, configs, works, slots, speed)
-    return Plan(
-        **{
-            **{name: getattr(plan, name) for name in Plan.__dataclass_fields__},
-            "trials": trials,
-            "epochs_without_stopping": _scaled_epochs(done, trials),
-            "search": search,
-            "finalists": finalists,
-            "speed": speed,
-        }
+    return dataclasses.replace(
+        plan,
+        trials=trials,
+        epochs_without_stopping=_scaled_epochs(done, trials),
+        search=search,
+        finalists=finalists,
+        speed=speed,
     )
 
 
@@ -391,11 +390,11 @@ def _finalists_time(
     by_cost = sorted(configs, key=lambda config: works[config.hash].epoch_seconds(speed))
     middle = spec.finalist_config(by_cost[len(by_cost) // 2])
     contenders = [middle] * finalists.top_k + [spec.finalist_config(spec.base_config())]
+    known = {works[planned.hash].tokenizer_key for planned in configs}
     runs = []
     for config in contenders * finalists.seeds:
         work = _work(config, bench, works)
         run = _played(work, speed)
-        known = {works[planned.hash].tokenizer_key for planned in configs}
         tokenizer = 0.0 if work.tokenizer_key in known else run.tokenizer_seconds
         setup = run.setup_seconds + work.test_seconds(speed)
         trained = finalists.seeds > 1 or config is contenders[-1]

@@ -240,7 +240,7 @@ class _Entry:
     ) -> Choice | Grid:
         if kind == "choice":
             return Choice(values, when, settings)
-        return Grid(values, self._flag("ordered"), when, settings)
+        return Grid(values, when, settings, ordered=self._flag("ordered"))
 
     def _paired(self, kind: str, when: When) -> Choice | Grid | None:
         """`zip: {path: values, ...}`: the first values together, the second together, ..."""

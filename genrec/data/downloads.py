@@ -8,7 +8,6 @@ Plain http is refused, also behind a redirect; only the loopback may use it.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import logging
@@ -25,7 +24,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from genrec.data.interactions import DataError
-from genrec.durable import flush, put, write_json, write_text
+from genrec.durable import file_hash, flush, put, write_json, write_text
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
@@ -82,7 +81,7 @@ def verify(path: Path) -> None:
     record = path.with_name(path.name + ".sha256")
     if not record.is_file():
         return
-    expected, found = record.read_text(encoding="utf-8", errors="replace").split(" ")[0].strip(), _sha256(path)
+    expected, found = record.read_text(encoding="utf-8", errors="replace").split(" ")[0].strip(), file_hash(path)
     if found != expected:
         raise DownloadError(
             f"{path}: its checksum is {found[:12]}..., but {record.name} says {expected[:12]}...: the file was damaged "
@@ -157,7 +156,7 @@ def _validator(response: Any) -> str | None:
 
 def _finish(url: str, part: Path, path: Path, sha256: str | None) -> None:
     flush(part)
-    found = _sha256(part)
+    found = file_hash(part)
     if sha256 and found != sha256:
         _forget(part)
         raise DownloadError(f"{url}: the file's checksum is {found}, expected {sha256}; it was not kept")
@@ -209,8 +208,3 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
     # A proxy is for the world, not for this machine.
     proxies = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in _LOOPBACK else []
     return urllib.request.build_opener(_SafeRedirects, *proxies)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from genrec.config import RunConfig, load_config, parse_overrides
-from genrec.pipeline import make_dataset, make_vectors
+from genrec.data.sources import load_dataset
+from genrec.pipeline import make_vectors
 from genrec.semantic_ids import Health, measure_health
 from genrec.trainers.rqvae_trainer import train_tokenizer
 
@@ -68,7 +69,7 @@ def main() -> None:
         base |= {"embeddings.encoder": "npy", "embeddings.path": arguments.vectors}
     base |= parse_overrides(arguments.assignments)
     first = load_config(None, base)
-    vectors_NE = torch.from_numpy(make_vectors(first, make_dataset(first)))
+    vectors_NE = torch.from_numpy(make_vectors(first, load_dataset(first.dataset)))
     codes, levels = first.tokenizer.num_item_embeddings, first.tokenizer.sem_id_dim
     print(f"{len(vectors_NE)} items, vectors of width {vectors_NE.shape[1]}, {levels} levels of {codes} codes")
     print(f"{'':28} {'usage %':>14} {'perplexity':>14} {'shared':>7} {'duplicates':>10} {'largest':>7}", end="")

@@ -10,8 +10,9 @@ from genrec.artifacts import ArtifactStore
 from genrec.baselines import evaluate_baselines
 from genrec.comparison import chosen_weight, measure_bundle, measure_references, protocol, table_lines
 from genrec.config import RunConfig, load_config
+from genrec.data.sources import load_dataset
 from genrec.evaluation import evaluate
-from genrec.pipeline import make_dataset, open_interactions, open_tiger, stage_keys
+from genrec.pipeline import open_interactions, open_tiger, stage_keys
 from genrec.trie import Trie
 
 
@@ -26,7 +27,7 @@ def test_both_footings_and_the_oracle_stand_beside_a_test_number(config: RunConf
     fits = {name: row["fit"] for name, row in references["baselines"].items()}
     assert fits == {"most_popular": "train", "item_to_item": "train", "item_to_item_refit": "train+validation"}
     assert references["oracle"]["recall@10"] >= references["baselines"]["most_popular"]["recall@10"]
-    found = evaluate_baselines(make_dataset(config), "test", [5, 10])
+    found = evaluate_baselines(load_dataset(config.dataset), "test", [5, 10])
     assert references["baselines"]["most_popular"]["ndcg@10"] == found["most_popular"]["ndcg@10"]
 
 
@@ -46,7 +47,7 @@ def test_references_are_measured_once_and_again_under_another_protocol(config: R
 
 
 def test_the_protocol_names_everything_a_number_depends_on(config: RunConfig) -> None:
-    facts = protocol(config, make_dataset(config), "test")
+    facts = protocol(config, load_dataset(config.dataset), "test")
     assert facts.keys() == {"split", "divided", "hit", "beam", "seen", "users", "catalogue"}
     assert facts["users"] == 60
 
@@ -55,7 +56,7 @@ def test_a_catalogue_that_was_filtered_has_no_oracle(tmp_path: Path) -> None:
     sizes = {"num_users": 60, "num_items": 60, "num_categories": 4}
     values = {f"dataset.synthetic.{name}": size for name, size in sizes.items()}
     filtered = load_config(None, values | {"dataset.k_core": 5})
-    assert len(make_dataset(filtered).catalogue) < 60
+    assert len(load_dataset(filtered.dataset).catalogue) < 60
     assert measure_references(filtered, ArtifactStore(tmp_path), "test")["oracle"] is None
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import sweeps
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig, load_config
 from genrec.decoding import beam_search
 from genrec.errors import InputError
@@ -25,7 +25,6 @@ from genrec.pipeline import open_interactions, open_tiger, stage_keys
 from genrec.recommender import Recommender
 from genrec.trie import Trie
 from sweeps.conclusion import conclude
-from sweeps.driver import ARTIFACTS
 from sweeps.experiment import Trainings, differing_settings, finish, open_sides
 from sweeps.finalists import BASE, config_of_run, finalists_of, note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
