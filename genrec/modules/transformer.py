@@ -25,6 +25,11 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
+def by_hand(x: Tensor) -> bool:
+    """Whether to do without torch's own kernel: on the CPU, unless a compiler looks at the code."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class Dropout(nn.Module):
     """Dropout of `p`, rounded to a 65536th on the CPU, where torch's own takes longer than a matrix product."""
 
@@ -33,13 +38,13 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if not by_hand(x):
             return F.dropout(x, self.p, self.training)
         return x * self._mask(x) if self._active else x
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """`x` plus what dropout leaves of `update`."""
-        if update.device.type == "cpu" and self._active and x.dtype == update.dtype:
+        if by_hand(update) and self._active and x.dtype == update.dtype:
             return torch.addcmul(x, update, self._mask(update))
         return x + self(update)
 
@@ -63,13 +68,13 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(embedding_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return F.rms_norm(x, self.weight.shape, self.weight)
-        return _CpuRmsNorm.apply(x, self.weight)
+        if by_hand(x):
+            return _RmsNormByHand.apply(x, self.weight)
+        return F.rms_norm(x, self.weight.shape, self.weight)
 
 
-class _CpuRmsNorm(torch.autograd.Function):
-    """torch has no fused kernel for this on the CPU; forward and backward by hand take a third of the time."""
+class _RmsNormByHand(torch.autograd.Function):
+    """Forward and backward take a third of the time that torch's own, which is not fused on the CPU, takes there."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -136,17 +141,21 @@ class Attention(nn.Module):
 def attend(query_BHTA: Tensor, kv: KeyValue, bias: Tensor | None) -> Tensor:
     """Scaled-dot-product attention (B, H, T, A): torch's fused kernel where it is the faster one, else products."""
     bias = None if bias is None else bias.to(query_BHTA.dtype)
-    if query_BHTA.device.type != "cpu":
+    if not by_hand(query_BHTA):
         return F.scaled_dot_product_attention(query_BHTA, *kv, attn_mask=bias)
     batch, heads, tokens, width = query_BHTA.shape
     query, key, value = (part.flatten(0, 1) for part in (query_BHTA, *kv))
-    scale = width**-0.5
+    # A softmax over the last dimension is slow where that is shorter than a vector of the processor.
+    few = key.shape[1] < 8
+    left, right = (key, query) if few else (query, key)
     if bias is None:
-        scores = (query * scale) @ key.transpose(1, 2)
+        scores = (left * width**-0.5) @ right.transpose(1, 2)
     else:
-        full_bias = bias.expand(batch, heads, tokens, key.shape[1]).flatten(0, 1)
-        scores = torch.baddbmm(full_bias, query, key.transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1).to(value.dtype) @ value).unflatten(0, (batch, heads))
+        bias = bias.expand(batch, heads, tokens, key.shape[1])
+        full_bias = (bias.transpose(2, 3) if few else bias).flatten(0, 1)
+        scores = torch.baddbmm(full_bias, left, right.transpose(1, 2), alpha=width**-0.5)
+    weights = scores.softmax(1).transpose(1, 2) if few else scores.softmax(2)
+    return (weights.to(value.dtype) @ value).unflatten(0, (batch, heads))
 
 
 class FeedForward(nn.Sequential):

@@ -6,30 +6,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genrec.modules.transformer import Attention, Dropout, KeyValue, TransformerEncoderDecoder, attend
+from genrec.modules.transformer import Attention, Dropout, KeyValue, RmsNorm, TransformerEncoderDecoder, attend
 
 BATCH, HEADS, TOKENS, KEYS, WIDTH = 3, 4, 5, 6, 8
+FEW_AND_MANY = [KEYS, 11]
+"the softmax over few keys is laid out differently"
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("bias_shape", [None, (1, HEADS, TOKENS, KEYS), (BATCH, 1, 1, KEYS), (TOKENS, KEYS)])
-def test_products_equal_the_fused_kernel(bias_shape):
+@pytest.mark.parametrize("keys", FEW_AND_MANY)
+@pytest.mark.parametrize("bias_shape", [None, (1, HEADS, TOKENS), (BATCH, 1, 1), (1, 1, TOKENS)])
+def test_products_equal_the_fused_kernel(bias_shape, keys):
     query = random(BATCH, HEADS, TOKENS, WIDTH)
-    kv = KeyValue(random(BATCH, HEADS, KEYS, WIDTH, seed=1), random(BATCH, HEADS, KEYS, WIDTH, seed=2))
+    kv = KeyValue(random(BATCH, HEADS, keys, WIDTH, seed=1), random(BATCH, HEADS, keys, WIDTH, seed=2))
     bias = None
     if bias_shape is not None:
-        bias = random(*bias_shape, seed=3)
+        bias = random(*bias_shape, keys, seed=3)
         bias[..., -1] = float("-inf")
     expected = F.scaled_dot_product_attention(query, *kv, attn_mask=bias)
     torch.testing.assert_close(attend(query, kv, bias), expected)
 
 
-def test_products_have_the_gradients_of_the_fused_kernel():
-    inputs = [random(BATCH, HEADS, n, WIDTH, seed=n).requires_grad_() for n in (TOKENS, KEYS, KEYS)]
-    bias = random(1, HEADS, TOKENS, KEYS, seed=3).requires_grad_()
+@pytest.mark.parametrize("keys", FEW_AND_MANY)
+def test_products_have_the_gradients_of_the_fused_kernel(keys):
+    inputs = [random(BATCH, HEADS, n, WIDTH, seed=n).requires_grad_() for n in (TOKENS, keys, keys)]
+    bias = random(1, HEADS, TOKENS, keys, seed=3).requires_grad_()
     direction = random(BATCH, HEADS, TOKENS, WIDTH, seed=9)
     ours = torch.autograd.grad((attend(inputs[0], KeyValue(*inputs[1:]), bias) * direction).sum(), [*inputs, bias])
     fused = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
@@ -57,6 +61,31 @@ def test_a_shared_token_is_one_for_all_beams():
     for beam in range(7):
         alone, _ = attention.step(beams[:, beam : beam + 1], [shared])
         torch.testing.assert_close(together[:, beam : beam + 1], alone)
+
+
+def test_the_norm_by_hand_has_torchs_values_and_gradients():
+    x, direction = random(BATCH, TOKENS, 10).requires_grad_(), random(BATCH, TOKENS, 10, seed=1)
+    norm = RmsNorm(10).double()
+    with torch.no_grad():
+        norm.weight.copy_(random(10, seed=2))
+    ours, plain = norm(x), F.rms_norm(x, (10,), norm.weight)
+    torch.testing.assert_close(ours, plain)
+    found = torch.autograd.grad((ours * direction).sum(), [x, norm.weight])
+    for got, expected in zip(found, torch.autograd.grad((plain * direction).sum(), [x, norm.weight]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_stack_with_dropout_runs_for_any_length_and_equals_itself_without():
+    stacks = TransformerEncoderDecoder(8, attn_dim=8, num_heads=2, feedforward_dim=8, num_layers=1, dropout=0.5)
+    compiled = torch.compile(lambda x: stacks.encode(x, None), dynamic=True)
+    for length in (3, 5, 9):
+        x = torch.randn(2, length, 8, requires_grad=True)
+        compiled(x).sum().backward()
+        assert x.grad is not None
+        assert torch.isfinite(x.grad).all()
+    stacks.eval()
+    torch.testing.assert_close(compiled(x), stacks.encode(x, None), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
