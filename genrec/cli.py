@@ -201,10 +201,13 @@ def train(words: tuple[str, ...], out: str | None, **options: Any) -> None:
 
     trained = train_model(run, store=artifacts, out=out)
     best = trained.best
-    _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
-    for k in run.evaluation.ks:
-        found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
-        _say("  " + "   ".join(found))
+    if run.train.refit:
+        _say(f"epoch {best['epoch']}, the last; validation items were learnt too, so only the test split can tell more")
+    else:
+        _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
+        for k in run.evaluation.ks:
+            found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
+            _say("  " + "   ".join(found))
     _say(f"bundle: {trained.bundle}")
     _say(f"next:   genrec evaluate {trained.bundle}")
 

@@ -107,7 +107,7 @@ def run_experiment(
     store = ArtifactStore(storage.absolute() / ARTIFACTS)
     identity = [[side.config.to_dict(), side.seeds] for side in sides]
     folder = storage / FOLDER / f"{sides[0].name}-{sides[1].name}-{content_hash(identity)[:8]}"
-    tasks = Trainings(sides, ["validation"] if split == "validation" else ["validation", "test"], say)
+    tasks = Trainings(sides, _splits(sides, split), say)
     folder.mkdir(parents=True, exist_ok=True)
     lock = DriverLock(folder)
     lock.acquire()
@@ -120,6 +120,17 @@ def run_experiment(
         return experiment
     finally:
         lock.release()
+
+
+def _splits(sides: Sequence[Side], split: Split) -> list[Split]:
+    """What is measured: validation as well, which costs little, unless the models have learnt it."""
+    if sides[0].config.train.refit:
+        if split == "validation":
+            raise InputError(
+                "train.fit_on: the validation items are learnt, so they can't be compared on; --split test"
+            )
+        return ["test"]
+    return ["validation"] if split == "validation" else ["validation", "test"]
 
 
 def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> list[Side]:
@@ -136,6 +147,11 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
         raise InputError(f"{a} and {b} train the same model: nothing to compare")
     if keys[0]["dataset"] != keys[1]["dataset"]:
         raise InputError(f"{a} and {b} have different data, so no user can be compared; set the same dataset for both")
+    if first.train.fit_on != second.train.fit_on:
+        raise InputError(
+            f"train.fit_on: {first.train.fit_on} in {a}, {second.train.fit_on} in {b}: two footings, whose numbers are "
+            "never compared"
+        )
     if first.evaluation.seen != second.evaluation.seen:
         raise InputError(
             f"evaluation.seen: {first.evaluation.seen} in {a}, {second.evaluation.seen} in {b}: two protocols, whose "

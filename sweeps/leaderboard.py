@@ -107,7 +107,7 @@ def _next_commands(ledger: Ledger, storage: str) -> list[str]:
     return [
         f"genrec recommend {folder}/bundle --history {_example_history(ledger)} -k 10",
         f"genrec evaluate {folder}/bundle --store {folder.parent}/{ARTIFACTS}",
-        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS}",
+        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS} --set train.fit_on=train+validation",
         f"sweeps status {ledger.spec.name}{option} --format json",
     ]
 

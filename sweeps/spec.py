@@ -227,11 +227,23 @@ class _Checker:
             self._merged(base.to_dict(), ("finalists", "set"), finalists)
         if base is not None and space is not None:
             self._feasible(base, space)
+        self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._sampler(space)
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
         self.faults = list(dict.fromkeys(self.faults))
         return spec
+
+    def _chosen_on_validation(self, base: RunConfig | None, space: Space | None, finalists: Mapping[str, Any]) -> None:
+        """Validation items that were learnt cannot say which trial or finalist is the better one."""
+        key, rule = "train.fit_on", "a sweep chooses on validation, so its trials must not learn from it"
+        fix = "genrec train RUNS/NAME/best.yaml --set train.fit_on=train+validation, when the sweep has its winner"
+        if base is not None and base.train.refit:
+            self._fault(("set", key) if key in self._mapping("set") else ("base",), base.train.fit_on, rule, fix)
+        if space is not None and key in space.paths:
+            self._fault(("space", key), None, rule, fix)
+        if key in finalists:
+            self._fault(("finalists", "set", key), None, rule, fix)
 
     def _fault(self, path: tuple[str, ...], got: str | None, rule: str, fix: str | None = None) -> None:
         where = self.document.where(*path) if self.document else ""

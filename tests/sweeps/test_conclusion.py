@@ -251,6 +251,7 @@ def test_an_experiment_trains_what_is_new_and_prints_settings_metrics_and_verdic
         ({"train": {"checkpoint_interval": 1.0}}, "train the same model"),
         ({"dataset": {"synthetic": {"num_users": 81}}}, "different data"),
         ({"evaluation": {"seen": "exclude"}}, "two protocols"),
+        ({"train": {"fit_on": "train+validation"}}, "two footings"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
