@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from sweeps.journal import JOURNAL
-from sweeps.ledger import FinalistQueue, Ledger, LedgerError, derived_seed, distributions
+from sweeps.ledger import FinalistQueue, Ledger, LedgerError
+from sweeps.proposer import derived_seed, distributions
 from sweeps.spec import SweepSpec, load_spec
 
 SAMPLED = """
@@ -502,7 +503,7 @@ def test_a_space_with_almost_nothing_feasible_is_given_up_with_share_and_example
     with pytest.raises(LedgerError, match="does not understand the sweep's spec"):  # none of 1000 points is feasible
         Ledger.create(tmp_path / "none", rare)
     with Ledger.create(tmp_path / "x", spec) as ledger:
-        ledger.space = rare.search_space
+        ledger._proposer.space = rare.search_space
         with pytest.raises(
             LedgerError, match="200 points in a row are infeasible, 200 of 200 in all; the last: constr"
         ):
