@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig, load_config, nearest
+from genrec.config import RunConfig, load_config
 from genrec.errors import InputError
+from sweeps.folders import is_sweep, sweep_folder
 from sweeps.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def start(
     from sweeps.ledger import Ledger
 
     folder = Path(storage) / spec.name
-    if resume and _is_sweep(folder):
+    if resume and is_sweep(folder):
         return _continue(folder, address, quiet)
     return _drive(Ledger.create(folder, spec), address, quiet)
 
@@ -233,19 +234,6 @@ def compare(
         address=address,
         say=lambda line: console.print(Text(line), soft_wrap=True),
     )
-
-
-def sweep_folder(name: str, storage: str | Path = STORAGE) -> Path:
-    """The folder of a sweep; a wrong name is answered with the nearest."""
-    folder = Path(storage) / name
-    if Path(name).name != name or not _is_sweep(folder):
-        known = [path.parent.name for path in Path(storage).glob("*/ledger.journal")]
-        raise InputError(f"no sweep {name!r} in {storage}{nearest(name, known)}")
-    return folder
-
-
-def _is_sweep(folder: Path) -> bool:
-    return (folder / "ledger.journal").is_file()
 
 
 def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,30 +1,32 @@
-"""The ledger: the only record of a sweep's trials, as two Optuna studies in one journal file.
+"""The ledger: the only record of a sweep's trials, as two Optuna studies in a journal file or a database.
 
 `search` holds the trials, `finalists` the re-evaluations. A trial enters by one append with all its parameters, so a
 kill leaves the whole trial or none; its parameters depend on the sweep's seed, its number and the trials before it, and
-on nothing else. One process writes (`sweeps.journal.DriverLock`); any number may read. Not safe for several threads.
+on nothing else. One process writes (`sweeps.driver_lock`); any number may read. Not safe for several threads.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import ConfigError, RunConfig
+from sweeps.driver_lock import DriverLock
 from sweeps.finalist_queue import FinalistQueue
-from sweeps.journal import JOURNAL, DriverLock, LedgerError, damaged, is_driven, repair_tail
+from sweeps.journal import LedgerError
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
 from sweeps.spec import SweepSpec
 from sweeps.study_record import STATUS, StudyRecord, trial_record
-from sweeps.study_storage import FINALISTS, SEARCH, JournalFile, ReadOnlyFile, Storage, replayed, write_new_journal
+from sweeps.study_storage import SPEC, Place, place_of
 
 __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Study", "Task", "TrialRecord"]
 
@@ -38,26 +40,36 @@ _HEARTBEAT = 1.0  # seconds between two notes of a session's length
 class Ledger:
     """The record of one sweep, and the queue of its search. Open it by `create`, `open` or `read`."""
 
-    def __init__(self, folder: Path, storage: Storage, lock: DriverLock | None):
+    def __init__(self, folder: Path, place: Place, storage: BaseStorage, lock: DriverLock | None):
         self.folder = folder
         self.stop_reason: str | None = None
         "why `next` handed out nothing: budget, time, grid done, space exhausted or stopped"
+        self._place = place
         self._storage = storage
         self._lock = lock
-        search_id = storage.get_study_id_from_name(SEARCH)
-        self.spec = _stored_spec(folder, storage.get_study_user_attrs(search_id)["spec"])
-        self.space = self.spec.search_space
-        self._record = StudyRecord(storage, SEARCH, self.spec.objectives)
-        self.finalists = StudyRecord(storage, FINALISTS, {self.spec.metric: self.spec.mode})
-        self._proposer = Proposer(self.spec, self._record, storage)
-        self._reissue = [t.number for t in self._record.trials() if t.state == TrialState.RUNNING]
         self._stopping = False
+        self._load()
         sessions = [value for key, value in self._record.attrs().items() if key.startswith("session:")]
         self._session = f"session:{len(sessions)}"
         self._earlier_sessions = float(sum(sessions))
         self._since = self._noted = time.monotonic()
         if lock is not None:
             self._proposer.settle_duplicates()
+
+    def _load(self) -> None:
+        """Take in the spec and the trials as they are stored."""
+        guard = self._lock.check if self._lock else None
+        study_id = self._storage.get_study_id_from_name(self._place.search)
+        self.spec = _stored_spec(self.folder, self._storage.get_study_user_attrs(study_id)[SPEC])
+        self.space = self.spec.search_space
+        self._record = StudyRecord(self._storage, self._place.search, self.spec.objectives, guard)
+        metric = {self.spec.metric: self.spec.mode}
+        self.finalists = StudyRecord(self._storage, self._place.finalists, metric, guard)
+        self._reissue = [t.number for t in self._record.trials() if t.state == TrialState.RUNNING]
+
+    @cached_property
+    def _proposer(self) -> Proposer:
+        return Proposer([self.spec], self._record)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
@@ -66,13 +78,15 @@ class Ledger:
         """Start the record of a new sweep in `folder` and become its driver."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = DriverLock(folder)
+        place = place_of(folder, spec.ledger)
+        place.prepare(spec)
+        lock = place.lock()
         lock.acquire()
         try:
-            if (folder / JOURNAL).exists():
+            if place.exists():
                 raise LedgerError(f"{folder}: exists; use sweeps resume {folder.name}")
-            write_new_journal(folder, spec)
-            return cls._opened(folder, JournalFile, lock)
+            place.write(spec)
+            return cls._opened(folder, place, place.writing(), lock)
         except BaseException:
             lock.release()
             raise
@@ -81,13 +95,13 @@ class Ledger:
     def open(cls, folder: str | Path) -> Ledger:
         """Become the driver of an existing sweep. What was running when its last driver died is handed out again."""
         folder = Path(folder)
-        _must_exist(folder)
-        lock = DriverLock(folder)
+        place = place_of(folder)
+        place.must_exist()
+        lock = place.lock()
         lock.acquire()
         try:
-            replayed(folder, ReadOnlyFile)  # refuse a damaged journal before its tail is touched
-            repair_tail(folder / JOURNAL)
-            ledger = cls._opened(folder, JournalFile, lock)
+            place.repair()
+            ledger = cls._opened(folder, place, place.writing(), lock)
             if ledger.fact("phase") == "failed":
                 ledger.mark("searching")
             return ledger
@@ -99,18 +113,18 @@ class Ledger:
     def read(cls, folder: str | Path) -> Ledger:
         """Look at a sweep, driven or not. Waits for nobody and writes nothing; sees what is appended later."""
         folder = Path(folder)
-        _must_exist(folder)
-        return cls._opened(folder, ReadOnlyFile, None)
+        place = place_of(folder)
+        place.must_exist()
+        return cls._opened(folder, place, place.reading(), None)
 
     @classmethod
-    def _opened(cls, folder: Path, backend: type[JournalFileBackend], lock: DriverLock | None) -> Ledger:
-        storage = replayed(folder, backend)
+    def _opened(cls, folder: Path, place: Place, storage: BaseStorage, lock: DriverLock | None) -> Ledger:
         try:
-            return cls(folder, storage, lock)
+            return cls(folder, place, storage, lock)
         except LedgerError:
             raise
         except Exception as error:
-            raise damaged(folder / JOURNAL, f"{type(error).__name__}: {error}") from error
+            raise place.damaged(error) from error
 
     def close(self) -> None:
         """Note how long this session took and let the next driver in."""
@@ -141,13 +155,10 @@ class Ledger:
         if self._reissue:
             return self._task(self._record.trials()[self._reissue.pop(0)])
         while True:
-            history = self._record.trials()
-            progress = self._proposer.progress(history)
-            self.stop_reason = self._why_stop(progress)
+            self.stop_reason = self._why_stop(self._proposer.look())
             if self.stop_reason is not None:
                 return None
-            number = self._proposer.propose(history, progress)
-            trial = self._record.trials()[number]
+            trial = self._proposer.propose()
             if trial.state == TrialState.RUNNING:
                 return self._task(trial)
 
@@ -160,7 +171,7 @@ class Ledger:
         metric that was not finite, or never reported, makes it failed. A second end is ignored."""
         number = self._record.finish(task_id, status, result)
         if number is not None:
-            self._proposer.settle_duplicates(number)
+            self._proposer.settle_duplicates()
             self.heartbeat()
 
     def stop_asking(self) -> None:
@@ -265,7 +276,7 @@ class Ledger:
     @property
     def study(self) -> Study:
         """The search in Optuna's own terms, for its plots and importances."""
-        return optuna.load_study(study_name=SEARCH, storage=self._storage)
+        return optuna.load_study(study_name=self._place.search, storage=self._storage)
 
     # -- facts and state ----------------------------------------------------------------------------------------------
 
@@ -287,7 +298,7 @@ class Ledger:
         phase: State = self.fact("phase") or "searching"
         if phase in ("finished", "failed"):
             return phase
-        driven = self._lock is not None or is_driven(self.folder)
+        driven = self._lock is not None or self._place.is_driven()
         return phase if driven else "interrupted"
 
     def finalist_runs(self) -> list[FinalistRun]:
@@ -298,11 +309,6 @@ class Ledger:
             run = FinalistRun(attrs["finalist"], attrs["seed"], STATUS[trial.state], attrs.get("result", {}))
             latest[(run.finalist, run.seed)] = run
         return list(latest.values())
-
-
-def _must_exist(folder: Path) -> None:
-    if not (folder / JOURNAL).is_file():
-        raise LedgerError(f"{folder}: no sweep here ({JOURNAL} is missing); fix: start one with sweeps run FILE")
 
 
 def _stored_spec(folder: Path, data: Mapping[str, Any]) -> SweepSpec:

@@ -51,7 +51,10 @@ def test_one_module_alone_knows_each_part_of_ray(package):
     assert importers(package) == {f"sweeps/{package.replace('.', '_')}.py"}
 
 
-LEDGER = {f"sweeps/{name}.py" for name in ("ledger", "finalist_queue", "proposer", "study_record", "study_storage")}
+LEDGER = {
+    f"sweeps/{name}.py"
+    for name in ("ledger", "database", "finalist_queue", "proposer", "sampling", "study_record", "study_storage")
+}
 
 
 def test_optuna_belongs_to_ledger_and_report():

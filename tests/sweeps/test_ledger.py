@@ -18,7 +18,7 @@ import pytest
 
 from sweeps.journal import JOURNAL
 from sweeps.ledger import FinalistQueue, Ledger, LedgerError
-from sweeps.proposer import derived_seed, distributions
+from sweeps.sampling import derived_seed, distributions
 from sweeps.spec import SweepSpec, load_spec
 
 SAMPLED = """
