@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import content_hash
 from sweeps.records import PlannedRun, Task, finalist_id, metric_in, plain
@@ -14,20 +14,44 @@ if TYPE_CHECKING:
     from sweeps.ledger import Ledger
 
 
+class _Key(NamedTuple):
+    """What makes two runs the same."""
+
+    finalist: int | str
+    seed: int
+    config_hash: str
+
+
+def _config(plan: PlannedRun) -> dict[str, Any]:
+    config: dict[str, Any] = plain(plan.config) | {"seed": plan.seed}
+    return config
+
+
+def _key(plan: PlannedRun) -> _Key:
+    return _Key(plan.finalist, plan.seed, content_hash(_config(plan)))
+
+
+def _key_of(trial: FrozenTrial) -> _Key:
+    attrs = trial.user_attrs
+    return _Key(attrs["finalist"], attrs["seed"], attrs["config_hash"])
+
+
 class FinalistQueue:
-    """Handed out: what was running when a driver died, then what has no result yet
-    (on a resume that includes what failed before)."""
+    """Handed out: what was running when a driver died, then what has no result yet (on a resume that includes what
+    failed before). A run whose config has changed since, as another revision of the sweep may want it, is made anew."""
 
     def __init__(self, ledger: Ledger, runs: Iterable[PlannedRun | tuple[int | str, dict[str, Any], int]]):
         self._record = ledger.finalists
         self._ledger = ledger
         self._stopping = False
-        latest = {(t.user_attrs["finalist"], t.user_attrs["seed"]): t.state for t in self._record.trials()}
-        plans = [PlannedRun(*run) for run in runs]
-        done = (TrialState.COMPLETE, TrialState.PRUNED)
-        open_plans = [plan for plan in plans if latest.get((plan.finalist, plan.seed)) not in done]
-        self._todo = sorted(open_plans, key=lambda plan: latest.get((plan.finalist, plan.seed)) != TrialState.RUNNING)
-        self._running = {key for key, state in latest.items() if state == TrialState.RUNNING}
+        plans = {_key(plan): plan for plan in (PlannedRun(*run) for run in runs)}
+        latest = {_key_of(trial): trial for trial in self._record.trials()}
+        self._running = {key for key, trial in latest.items() if trial.state == TrialState.RUNNING}
+        for key in self._running - set(plans):
+            self._record.finish(latest[key].user_attrs["id"], "failed", {"reason": "not planned any more"})
+        done = {key for key, trial in latest.items() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)}
+        todo = [key for key in plans if key not in done]
+        self._todo = [(key, plans[key]) for key in sorted(todo, key=lambda key: key not in self._running)]
         if ledger.fact("phase") != "finalists":
             ledger.mark("finalists")
 
@@ -35,13 +59,12 @@ class FinalistQueue:
         """The next run, or None."""
         if self._stopping or not self._todo:
             return None
-        plan = self._todo.pop(0)
+        key, plan = self._todo.pop(0)
         task_id = finalist_id(plan.finalist, plan.seed)
-        config = plain(plan.config) | {"seed": plan.seed}
-        if (plan.finalist, plan.seed) not in self._running:
-            attrs = {"id": task_id, "finalist": plan.finalist, "seed": plan.seed, "config_hash": content_hash(config)}
+        if key not in self._running:
+            attrs = {"id": task_id, "finalist": plan.finalist, "seed": plan.seed, "config_hash": key.config_hash}
             self._record.create(TrialState.RUNNING, attrs)
-        payload = {"config": config, "seed": plan.seed, "finalist": plan.finalist, "kind": "finalist"}
+        payload = {"config": _config(plan), "seed": plan.seed, "finalist": plan.finalist, "kind": "finalist"}
         return Task(task_id, payload)
 
     def report(self, task_id: str, metrics: Mapping[str, Any]) -> None:

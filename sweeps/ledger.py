@@ -24,6 +24,7 @@ from sweeps.finalist_queue import FinalistQueue
 from sweeps.journal import LedgerError
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
+from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
 from sweeps.study_record import STATUS, StudyRecord, trial_record
 from sweeps.study_storage import SPEC, Place, place_of
@@ -60,16 +61,34 @@ class Ledger:
         """Take in the spec and the trials as they are stored."""
         guard = self._lock.check if self._lock else None
         study_id = self._storage.get_study_id_from_name(self._place.search)
-        self.spec = _stored_spec(self.folder, self._storage.get_study_user_attrs(study_id)[SPEC])
+        attrs = self._storage.get_study_user_attrs(study_id)
+        self.revisions = stored_revisions(attrs)
+        "what the sweep was made into after its start, oldest first"
+        self._specs = [_stored_spec(self.folder, d) for d in (attrs[SPEC], *(r.spec for r in self.revisions))]
+        self.spec = self._specs[-1]
         self.space = self.spec.search_space
         self._record = StudyRecord(self._storage, self._place.search, self.spec.objectives, guard)
         metric = {self.spec.metric: self.spec.mode}
         self.finalists = StudyRecord(self._storage, self._place.finalists, metric, guard)
+        self.__dict__.pop("_proposer", None)  # it knows the spec
         self._reissue = [t.number for t in self._record.trials() if t.state == TrialState.RUNNING]
 
     @cached_property
     def _proposer(self) -> Proposer:
-        return Proposer([self.spec], self._record)
+        wider = [revision.trials for revision in self.revisions if revision.widens]
+        return Proposer(self._specs, self._record, since=wider[-1] if wider else 0)
+
+    def revise(self, spec: SweepSpec) -> Revision | None:
+        """Go on with another spec, from the next trial on; None where it is the same. The search is open again.
+
+        Raises `InputError` when the spec contradicts what is recorded."""
+        revision = revise(self.spec, spec, self.trials())
+        if revision is None:
+            return None
+        self.mark("searching")  # first: a kill between the two leaves a search that has nothing to do
+        self._record.set_attr(f"{KEY}:{len(self.revisions) + 1}", revision.to_dict())
+        self._load()
+        return revision
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
