@@ -149,14 +149,24 @@ def run(
 
 @main.command()
 @click.argument("name")
+@click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
+@click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
+@click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
 @storage_option
 @address_option
-def resume(name: str, storage: str, address: str | None) -> None:
-    """Continue a sweep after a crash, a kill or an interruption."""
+def resume(
+    name: str, trials: int | None, time: str | None, file: str | None, storage: str, address: str | None
+) -> None:
+    """Continue a sweep after a crash, a kill or an interruption, or with more to do.
+
+    What changes is recorded as a revision; what contradicts the recorded trials is refused.
+    """
     with _exit_codes(name):
-        if api.load(name, storage).state == "finished":
+        before = api.load(name, storage)
+        sweep = api.resume(name, trials=trials, time=time, file=file, storage=storage, address=address)
+        if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
-        _print_status(api.resume(name, storage=storage, address=address).ledger, storage)
+        _print_status(sweep.ledger, storage)
 
 
 @main.command()

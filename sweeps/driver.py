@@ -33,7 +33,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     """
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
     with start_ray(address):
-        if not ledger.finalist_runs():
+        if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)

@@ -23,8 +23,9 @@ from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
 from sweeps.driver import SweepFailed
+from sweeps.driver_lock import DriverLock
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.journal import JOURNAL, DriverLock
+from sweeps.folders import is_sweep
 from sweeps.leaderboard import aligned, in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
@@ -172,7 +173,7 @@ def differing_settings(a: RunConfig, b: RunConfig) -> dict[str, list[Any]]:
 
 def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> Side:
     folder = storage / text
-    if Path(text).name == text and (folder / JOURNAL).is_file():
+    if Path(text).name == text and is_sweep(folder):
         return _winner(name, Ledger.read(folder), seeds, overrides)
     config = load_config(text, overrides)
     return Side(name, config, tuple(range(config.seed, config.seed + seeds)))

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from genrec.config import (
     ConfigError,
@@ -29,6 +29,7 @@ from genrec.config import (
 from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
+from sweeps.ledger_url import checked_url
 from sweeps.parameters import Float, Int
 from sweeps.space import Space, setting_value
 from sweeps.space_file import fault, parse_space, show
@@ -135,6 +136,10 @@ class SweepSpec(Section):
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
     seed: int = 0
+    ledger: Annotated[str, AfterValidator(checked_url)] | None = None
+    "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
+    reuse: list[str] = Field(default_factory=list)
+    "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]
 
     @classmethod
