@@ -254,8 +254,6 @@ def _train(
         folder=folder,
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),
         metric=sides[0].config.evaluation.monitor,
-        mode="max",
-        max_epochs=max(side.config.train.epochs for side in sides),
         on_event=tasks.on_event,
     )
     if tasks.failures:

@@ -12,20 +12,29 @@ from collections.abc import Callable
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import validate_config
+from genrec.config import validate_config, with_values
 from genrec.pipeline import Launch, open_tiger, pick_device, run_pipeline
 from sweeps.measuring import measure
 
 
 def run_trial(
-    payload: dict[str, Any], report: Callable[[dict[str, Any]], None], launch: Launch, *, store: str
+    payload: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    launch: Launch,
+    *,
+    store: str,
+    checkpoint_interval: float | None = None,
 ) -> dict[str, Any]:
     """Run all stages of `payload["config"]`; `report` gets one row an epoch. Returns what the ledger keeps.
 
     What the trial shares with others is told before TIGER trains, so that the ledger has it for a stopped trial too.
+    `checkpoint_interval` replaces the config's: a trial that is paused at an epoch continues from that very epoch if
+    every epoch is saved (0).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     config = validate_config(payload["config"])
+    if checkpoint_interval is not None:
+        config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
     artifacts = ArtifactStore(store)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch)
     report({"_notes": {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}})
