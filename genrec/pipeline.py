@@ -50,7 +50,7 @@ Launch = Callable[[Loop, dict[str, Any]], None]
 class PipelineResult:
     """Keys of all stages that ran, and which of them were made here or found finished."""
 
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[Stage, str] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
@@ -19,7 +19,8 @@ from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalis
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
-from sweeps.trial import run_trial
+from sweeps.records import TrialRecord
+from sweeps.trial import GATE, run_trial
 
 
 class SweepFailed(RuntimeError):
@@ -65,7 +66,15 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     if not ledger.select(1):
         ledger.mark("failed")
         reasons = sorted({record.reason or record.status for record in records})
-        raise SweepFailed(f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]))
+        raise SweepFailed(
+            f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]) + _gated(records)
+        )
+
+
+def _gated(records: Sequence[TrialRecord]) -> str:
+    """What to do where the health gate has left nothing."""
+    count = sum((record.reason or "").startswith(GATE) for record in records)
+    return f"\nthe {GATE} stopped {count}; fix: loosen `health`, or search other tokenizers" if count else ""
 
 
 def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:
@@ -88,7 +97,7 @@ def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str
     spec = ledger.spec
     resources = spec.resources
     return {
-        "function": functools.partial(run_trial, store=str(store.root)),
+        "function": functools.partial(run_trial, store=str(store.root), health=spec.health.model_dump()),
         "name": spec.name,
         "folder": ledger.folder,
         "resources": Resources(

@@ -37,6 +37,7 @@ from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.ray_cluster import DRIVER_CPUS, Resources, free_reservations_of_the_dead, trials_at_once
+from sweeps.records import Stopped
 from sweeps.warm_process import fresh_process_state, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -130,9 +131,10 @@ def run_queue(
     resources. What it returns is the task's result; the result also gets reason, duration (seconds, all attempts of
     this call) and node. `report({"_notes": {...}})` puts entries into the result however the trial ends.
 
-    An exception in `function`, or a `metric` that is not finite, fails the task. A process that dies is replaced up to
-    `max_failures` times, on the same task; `function` continues from its own files. `history` holds the recorded
-    curves (task id -> epochs and values, oldest first) from which ASHA's rungs are rebuilt.
+    An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
+    stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
+    own files. `history` holds the recorded curves (task id -> epochs and values, oldest first) from which ASHA's rungs
+    are rebuilt.
 
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
     gets ("started" | "report" | "finished", task id, data) after the queue was told.
@@ -334,7 +336,7 @@ class _Run:
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
         else:
-            self._finish(task, "failed", {"reason": final["reason"], "node": node})
+            self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
     def died(self, task_id: str, reason: str, node: str | None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
@@ -568,7 +570,7 @@ class _TrialProcess(FunctionTrainable):
 def _run_task(
     function: TrialFunction, settings: _Settings, task: dict[str, Any], stopped: Callable[[], bool]
 ) -> dict[str, Any]:
-    """The task's last word: {"status": "completed", "result"} or {"status": "failed", "reason"}."""
+    """The task's last word: {"status": "completed", "result"} or {"status": "failed" or "stopped", "reason"}."""
     payload = task["payload"]
     with output_to(settings.log(task["id"])) as log:
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
@@ -576,6 +578,9 @@ def _run_task(
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         try:
             result = function(payload, _report(stopped), _launch(settings, task, stopped))
+        except Stopped as stop:
+            _say(log, task["id"], f"stopped: {stop}")
+            return {"status": "stopped", "reason": str(stop)}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")

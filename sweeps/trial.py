@@ -8,27 +8,42 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
 from genrec.config import validate_config
-from genrec.pipeline import Launch, open_tiger, pick_device, run_pipeline
+from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
 from sweeps.measuring import measure
+from sweeps.records import Stopped
+
+GATE = "health gate"
+"how the reason of a trial begins whose semantic IDs broke a rule of the sweep"
 
 
 def run_trial(
-    payload: dict[str, Any], report: Callable[[dict[str, Any]], None], launch: Launch, *, store: str
+    payload: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    launch: Launch,
+    *,
+    store: str,
+    health: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Run all stages of `payload["config"]`; `report` gets one row an epoch. Returns what the ledger keeps.
 
     What the trial shares with others is told before TIGER trains, so that the ledger has it for a stopped trial too.
+    `health` holds the sweep's rules for the semantic IDs; a trial of the search that breaks one raises `Stopped`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     config = validate_config(payload["config"])
     artifacts = ArtifactStore(store)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch)
-    report({"_notes": {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}})
+    found = open_ids(artifacts, shared.keys).health
+    notes = {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}
+    report({"_notes": notes | {"health": found.to_dict()}})
+    faults = found.faults(**health) if health and payload["kind"] == "trial" else []
+    if faults:
+        raise Stopped(f"{GATE}: {'; '.join(faults)}")
     tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch)
     model, facts = open_tiger(artifacts.path("tiger", tiger.keys["tiger"]), pick_device())
     if tiger.reused:
@@ -38,6 +53,7 @@ def run_trial(
         "artifacts": shared.keys | tiger.keys,
         "trained": shared.trained + tiger.trained,
         "reused": shared.reused + tiger.reused,
+        "health": found.to_dict(),
         "validation": facts["best"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
