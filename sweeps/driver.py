@@ -20,6 +20,7 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
 from sweeps.records import TrialRecord
+from sweeps.sharing import SharedStages
 from sweeps.trial import GATE, run_trial
 
 
@@ -109,6 +110,7 @@ def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str
         "metric": spec.metric,
         "mode": spec.mode,
         "max_failures": spec.max_failures,
+        "missing": SharedStages(store),
         "on_event": on_event,
     }
 

@@ -31,6 +31,7 @@ from sweeps.measuring import measure
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial
 
@@ -239,6 +240,7 @@ def _train(
         metric=sides[0].config.evaluation.monitor,
         mode="max",
         max_epochs=max(side.config.train.epochs for side in sides),
+        missing=SharedStages(store),
         on_event=tasks.on_event,
     )
     if tasks.failures:

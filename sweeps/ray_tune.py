@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ Report = Callable[[Mapping[str, Any]], None]
 Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 OnEvent = Callable[[str, str, dict[str, Any]], None]
+Missing = Callable[[Any], frozenset[str]]
 Curve = Sequence[tuple[int, float]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
@@ -121,6 +121,7 @@ def run_queue(
     max_failures: int = 2,
     max_epochs: int,
     history: Mapping[str, Curve] | None = None,
+    missing: Missing = lambda task: frozenset(),
     on_event: OnEvent = lambda event, task_id, data: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -136,8 +137,12 @@ def run_queue(
     own files. `history` holds the recorded curves (task id -> epochs and values, oldest first) from which ASHA's rungs
     are rebuilt.
 
+    `missing(task)` names what the task would make first and other tasks could use. While a running task makes some of
+    it the task is held back, without a slot, and another is handed out that can run; so that a queue that learns from
+    results is not emptied ahead of them, no more tasks are held back than can run at once.
+
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
-    gets ("started" | "report" | "finished", task id, data) after the queue was told.
+    gets ("waiting" | "started" | "report" | "finished", task id, data) after the queue was told.
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
@@ -155,7 +160,16 @@ def run_queue(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     settings = _Settings(name=name, folder=str(folder), resources=resources, max_failures=max_failures)
-    run = _Run(queue, on_event, should_stop, metric, max_failures, settings.stop_file)
+    run = _Run(
+        queue,
+        missing,
+        on_event,
+        should_stop,
+        metric=metric,
+        max_failures=max_failures,
+        slots=slots,
+        stop_file=settings.stop_file,
+    )
     with _quiet(), _signals(run):
         _tuner(run, function, settings, slots, _scheduler(scheduler, metric, mode, max_epochs, history or {})).fit()
     if resources.workers > 1:
@@ -250,28 +264,33 @@ def _signals(run: _Run) -> Iterator[None]:
 
 
 class _Run:
-    """The books of one `run_queue`: which task is out, since when, how often its process died."""
+    """The books of one `run_queue`: which task is out, since when, what it makes, how often its process died."""
 
     def __init__(
         self,
         queue: Queue,
+        missing: Missing,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        *,
         metric: str,
         max_failures: int,
+        slots: int,
         stop_file: Path,
     ):
         self.signum: int | None = None
         self.metric = metric
         self._queue = queue
+        self._missing = missing
         self._on_event = on_event
         self._should_stop = should_stop
         self._max_failures = max_failures
+        self._slots = slots
         self._stop_file = stop_file
         self._stopping = False
         self._error: Exception | None = None
-        self._again: deque[Task] = deque()
         self._open: dict[str, _Open] = {}
+        self._held: list[_Open] = []  # of the open ones those that no process runs, in the order of their turn
 
     def __deepcopy__(self, memo: Any) -> _Run:
         return self  # Tune copies searchers and callbacks; there is one queue
@@ -283,14 +302,34 @@ class _Run:
         """A task to start now; None: there is none now, see `is_over`."""
         if self.stopping():
             return None
-        if self._again:
-            return self._again.popleft()
         with self._kept():
-            task = self._queue.next()
-            if task is not None:
-                self._open[task.id] = _Open(task, time.monotonic())
-            return task
+            ready = next((task for task in self._held if self._can_start(task)), None)
+            if ready is not None:
+                self._held.remove(ready)
+            else:
+                ready = self._first_new_that_can_start()
+            if ready is not None:
+                ready.running, ready.since = True, ready.since or time.monotonic()
+                return ready.task
         return None
+
+    def _first_new_that_can_start(self) -> _Open | None:
+        """Of the queue's next tasks; those before it are held back."""
+        while len(self._held) < self._slots:
+            task = self._queue.next()
+            if task is None:
+                return None
+            new = self._open[task.id] = _Open(task)
+            if self._can_start(new):
+                return new
+            self._held.append(new)
+            self._on_event("waiting", task.id, {"for": sorted(new.makes)})
+        return None
+
+    def _can_start(self, task: _Open) -> bool:
+        """Whether no running task makes what this one needs. Notes what it will make itself."""
+        task.makes = self._missing(task.task)
+        return not any(task.makes & other.makes for other in self._open.values() if other.running)
 
     def is_over(self) -> bool:
         """No task is out, so none can come back."""
@@ -343,7 +382,8 @@ class _Run:
         task = self._open[task_id]
         task.deaths += 1
         if task.deaths <= self._max_failures:
-            self._again.append(task.task)
+            task.running = False
+            self._held.insert(0, task)
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
@@ -377,9 +417,11 @@ class _Run:
 class _Open:
     """A task that is out."""
 
-    def __init__(self, task: Task, since: float):
+    def __init__(self, task: Task):
         self.task = task
-        self.since = since  # monotonic seconds
+        self.running = False
+        self.since = 0.0  # monotonic seconds of its first start
+        self.makes: frozenset[str] = frozenset()
         self.deaths = 0
         self.epoch: int | None = None
         self.fault: str | None = None
