@@ -41,6 +41,13 @@ class Health:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def figures(self) -> dict[str, float]:
+        """Flat, one number a name: `health/collision_rate`, `health/usage_1` and so on."""
+        found: dict[str, float] = {"collision_rate": self.collision_rate, "largest_group": self.largest_group}
+        for name, levels in (("usage", self.usage), ("perplexity", self.perplexity)):
+            found |= {f"{name}_{level}": value for level, value in enumerate(levels, 1)}
+        return {f"health/{name}": value for name, value in found.items()}
+
     def faults(self, max_collision_rate: float = MAX_COLLISION_RATE, min_usage: float = MIN_USAGE) -> list[str]:
         """Why these IDs are unhealthy, in words; empty when they are not."""
         found = []

@@ -14,6 +14,7 @@ from typing import Any
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
+from genrec.tracking import require_trackers
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
@@ -21,7 +22,7 @@ from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import Asha, OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.sharing import SharedStages
-from sweeps.trial import GATE, run_trial
+from sweeps.trial import GATE, run_trial, tracked_sweep
 
 
 class SweepFailed(RuntimeError):
@@ -34,6 +35,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
+    require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
         if not ledger.finalist_runs():
             _search(ledger, store, on_event)
@@ -98,7 +100,9 @@ def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str
     spec = ledger.spec
     resources = spec.resources
     return {
-        "function": functools.partial(run_trial, store=str(store.root), health=spec.health.model_dump()),
+        "function": functools.partial(
+            run_trial, store=str(store.root), health=spec.health.model_dump(), tracked=tracked_sweep(ledger.folder)
+        ),
         "name": spec.name,
         "folder": ledger.folder,
         "resources": Resources(

@@ -33,7 +33,7 @@ from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
 from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
-from sweeps.trial import run_trial
+from sweeps.trial import run_trial, tracked_sweep
 
 FOLDER = ".comparisons"
 _OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evaluation.batch_size")
@@ -233,7 +233,7 @@ def _train(
 ) -> None:
     run_queue(
         tasks,
-        functools.partial(run_trial, store=str(store.root)),
+        functools.partial(run_trial, store=str(store.root), tracked=tracked_sweep(folder)),
         name=folder.name,
         folder=folder,
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),

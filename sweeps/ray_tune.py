@@ -127,10 +127,11 @@ def run_queue(
 ) -> None:
     """Run tasks until the queue has no more, `should_stop` says so, or a signal arrives. Ray must be initialised.
 
-    `function(payload, report, launch)` runs in a process of the cluster: `report(metrics)` once an epoch, with "epoch"
-    and `metric` in it; `launch(loop, argument)` runs `loop(argument, report)` under Ray Train with this trial's
-    resources. What it returns is the task's result; the result also gets reason, duration (seconds, all attempts of
-    this call) and node. `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
+    `report(metrics)` once an epoch, with "epoch" and `metric` in it; `launch(loop, argument)` runs
+    `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
+    result also gets reason, duration (seconds, all attempts of this call) and node. `report({"_notes": {...}})` puts
+    entries into the result however the trial ends.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
@@ -619,7 +620,7 @@ def _run_task(
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         try:
-            result = function(payload, _report(stopped), _launch(settings, task, stopped))
+            result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
             _say(log, task["id"], f"stopped: {stop}")
             return {"status": "stopped", "reason": str(stop)}
