@@ -249,6 +249,19 @@ def status(name: str, storage: str, form: str) -> None:
             _print_status(sweep.ledger, storage)
 
 
+@main.command()
+@click.argument("name")
+@storage_option
+def sync(name: str, storage: str) -> None:
+    """Upload to Weights & Biases what the trials of NAME wrote offline; what has arrived is not sent again."""
+    with _exit_codes(name, again=f"sweeps sync {name}"):
+        from genrec.uploads import upload
+        from sweeps.trial import TRACKING
+
+        count = upload(api.sweep_folder(name, storage) / TRACKING, say=lambda line: click.echo(line, err=True))
+        click.echo(f"{name}: {count} runs uploaded" if count else f"{name}: nothing to upload")
+
+
 def _print_status(ledger: Ledger, storage: str) -> None:
     from sweeps.leaderboard import status_lines
 

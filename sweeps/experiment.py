@@ -32,8 +32,9 @@ from sweeps.measuring import measure
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
-from sweeps.trial import run_trial
+from sweeps.trial import run_trial, tracked_sweep
 
 FOLDER = ".comparisons"
 _OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evaluation.batch_size")
@@ -249,11 +250,12 @@ def _train(
 ) -> None:
     run_queue(
         tasks,
-        functools.partial(run_trial, store=str(store.root)),
+        functools.partial(run_trial, store=str(store.root), tracked=tracked_sweep(folder)),
         name=folder.name,
         folder=folder,
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),
         metric=sides[0].config.evaluation.monitor,
+        missing=SharedStages(store),
         on_event=tasks.on_event,
     )
     if tasks.failures:

@@ -130,6 +130,18 @@ class FinalistsSpec(Section):
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
 
+class HealthSpec(Section):
+    """The tokenizer's health gate: a trial whose semantic IDs break a rule is stopped before TIGER trains on them.
+
+    The defaults stop nothing: a small catalogue, or a code that is short on purpose, collides without being broken.
+    """
+
+    max_collision_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    "largest share of items that may share their tuple with another, before collisions are resolved"
+    min_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    "smallest share of its codes that every level must use"
+
+
 class SweepSpec(Section):
     """A search space, a base config, a metric and a budget."""
 
@@ -149,6 +161,7 @@ class SweepSpec(Section):
     "further objectives: `parameters` or validation metrics, and which way is better"
     sampler: SamplerSpec = SamplerSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
+    health: HealthSpec = HealthSpec()
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
     finalists: FinalistsSpec = FinalistsSpec()

@@ -16,7 +16,7 @@ from genrec.evaluation import evaluate, sample_users
 from genrec.models.tiger import Tiger
 from genrec.modules.embeddings import user_buckets
 from genrec.semantic_ids import SemanticIds
-from genrec.tracking import TrainingCurve, open_tracker
+from genrec.tracking import TrackedRun, TrainingCurve, open_tracker, tracked_alone
 from genrec.trainers.fit import FitSettings, Fitted, Report, fit
 from genrec.trainers.launch import run_as_program
 from genrec.trie import Trie
@@ -30,9 +30,13 @@ def train_tiger(
     report: Report | None = None,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
+    tracked: TrackedRun | None = None,
 ) -> tuple[Tiger, Fitted]:
     """The model comes back with the weights of its best epoch on validation; where it learns from the validation items
-    as well (`train.fit_on`), with those of the last, whose row then counts as the best."""
+    as well (`train.fit_on`), with those of the last, whose row then counts as the best.
+
+    `tracked` is what trackers call the run; by default it has a name of its own.
+    """
     torch.manual_seed(config.seed)
     model = Tiger(config.tiger, ids.codes_NC, ids.level_sizes).to(device)
     trie = Trie(ids.codes_NC).to(device)
@@ -48,9 +52,8 @@ def train_tiger(
         if report:
             report(row)
 
-    name = f"tiger-{config.hash}"
-    tracking_folder = Path(config.save_dir_root) / "tracking" / name
-    with open_tracker(config.tracking, name, tracking_folder, config.to_dict()) as tracker:
+    with open_tracker(config.tracking, tracked or tracked_alone(config), config.to_dict()) as tracker:
+        tracker.summarise(ids.health.figures())
         curve = TrainingCurve(tracker, config.tracking.wandb_log_interval)
         fitted = fit(
             model,
@@ -63,10 +66,11 @@ def train_tiger(
             folder=folder,
             title="tiger",
         )
-    if config.train.refit:
-        fitted.best = fitted.rows[-1]
-    else:
-        model.load_state_dict(fitted.best_weights)
+        if config.train.refit:
+            fitted.best = fitted.rows[-1]
+        else:
+            model.load_state_dict(fitted.best_weights)
+        tracker.summarise({f"best/{name}": value for name, value in fitted.best.items()})
     return model.eval(), fitted
 
 
