@@ -481,12 +481,12 @@ def plan_lines(plan: Plan) -> list[str]:
     stopping = ""
     if plan.trained_share is not None and plan.trained_share < 0.999:
         stopping = f"; early stopping leaves {plan.trained_share:.0%} of {plan.epochs_without_stopping} epochs"
-    spread = f"{_clock(plan.search.low_seconds)} to {_clock(plan.search.high_seconds)}"
+    spread = f"{clock(plan.search.low_seconds)} to {clock(plan.search.high_seconds)}"
     return [
         *lines,
-        f"  search            {_clock(plan.search.seconds)} ({spread}){stopping}",
-        f"  finalists         {_clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
-        f"  in all            {_clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
+        f"  search            {clock(plan.search.seconds)} ({spread}){stopping}",
+        f"  finalists         {clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
+        f"  in all            {clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
         f"{plan.hours(plan.gpus_per_trial) or 0.0:.2f} GPU-hours",
         f"  speed             {plan.speed.source}",
     ]
@@ -505,7 +505,8 @@ def _short(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
