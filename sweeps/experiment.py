@@ -16,12 +16,13 @@ from typing import Any
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.comparison import protocol
-from genrec.config import RunConfig, config_keys, content_hash, load_config, validate_config, with_values
+from genrec.config import RunConfig, content_hash, load_config, validate_config, with_values
 from genrec.data.interactions import Split
 from genrec.durable import write_json
 from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
+from sweeps.differences import differing_settings
 from sweeps.driver import SweepFailed
 from sweeps.driver_lock import DriverLock
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
@@ -37,8 +38,6 @@ from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial, tracked_sweep
 
 FOLDER = ".comparisons"
-_OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evaluation.batch_size")
-"settings, or sections of them, that two configs may differ in without being different"
 
 
 @dataclass(frozen=True)
@@ -160,16 +159,6 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
             "numbers are never compared"
         )
     return sides
-
-
-def differing_settings(a: RunConfig, b: RunConfig) -> dict[str, list[Any]]:
-    """Config path -> the two values, where they differ."""
-    found = {}
-    for key in config_keys():
-        values = [functools.reduce(lambda node, part: node[part], key.split("."), c.to_dict()) for c in (a, b)]
-        if values[0] != values[1] and not {key, key.split(".")[0]} & set(_OWN):
-            found[key] = values
-    return found
 
 
 def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> Side:

@@ -220,7 +220,7 @@ class Ledger:
     def note_trial_seconds(self, seconds: float) -> None:
         """Note what the trials of the search have run in this session, all together; a kill loses seconds of it."""
         self._trial_seconds = seconds
-        self._heartbeat(_TRIALS_HEARTBEAT)
+        self.heartbeat(_TRIALS_HEARTBEAT)
 
     def _task(self, trial: FrozenTrial) -> Task:
         config = self._config(trial).to_dict()

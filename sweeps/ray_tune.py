@@ -289,7 +289,7 @@ class _Run:
             task = self.queue.next()
             if task is None:
                 return None
-            new = self._open[task.id] = self._paused.pop(task.id, None) or _Open(task)
+            new = self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
             if self._can_start(new):
                 return new
             self._held.append(new)

@@ -25,7 +25,8 @@ from genrec.pipeline import open_interactions, open_tiger, stage_keys
 from genrec.recommender import Recommender
 from genrec.trie import Trie
 from sweeps.conclusion import conclude
-from sweeps.experiment import Trainings, differing_settings, finish, open_sides
+from sweeps.differences import differing_settings
+from sweeps.experiment import Trainings, finish, open_sides
 from sweeps.finalists import BASE, config_of_run, finalists_of, note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.measuring import measure, measure_ensemble
