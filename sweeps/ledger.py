@@ -8,7 +8,7 @@ on nothing else. One process writes (`sweeps.driver_lock`); any number may read.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from sweeps.finalist_queue import FinalistQueue
 from sweeps.journal import LedgerError
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
+from sweeps.reuse import EarlierResults
 from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
 from sweeps.study_record import STATUS, StudyRecord, trial_record
@@ -76,7 +77,13 @@ class Ledger:
     @cached_property
     def _proposer(self) -> Proposer:
         wider = [revision.trials for revision in self.revisions if revision.widens]
-        return Proposer(self._specs, self._record, since=wider[-1] if wider else 0)
+        earlier = EarlierResults(self.spec, self.folder.parent, self._data, Ledger.read) if self.spec.reuse else None
+        return Proposer(self._specs, self._record, since=wider[-1] if wider else 0, earlier=earlier)
+
+    def _data(self) -> str | None:
+        sessions = self.fact("sessions") or [{}]
+        data: str | None = sessions[-1].get("data")
+        return data
 
     def revise(self, spec: SweepSpec) -> Revision | None:
         """Go on with another spec, from the next trial on; None where it is the same. The search is open again.
@@ -242,6 +249,12 @@ class Ledger:
         """All trials, by number."""
         return [trial_record(trial, list(self.spec.objectives)) for trial in self._record.trials()]
 
+    def completed(self) -> Iterator[tuple[TrialRecord, dict[str, Any]]]:
+        """Trials of this sweep that ran to their end here, with their results as they were stored."""
+        for record, trial in zip(self.trials(), self._record.trials(), strict=False):
+            if record.status == "completed" and record.duplicate_of is None:
+                yield record, trial.user_attrs["result"]
+
     def counts(self) -> dict[Status, int]:
         """How many trials have each status."""
         statuses = [record.status for record in self.trials()]
@@ -306,6 +319,10 @@ class Ledger:
     def fact(self, key: str) -> Any:
         """What `set_fact` kept, or None."""
         return self._record.attrs().get(f"fact:{key}")
+
+    def stamp(self, **attrs: Any) -> None:
+        """What every trial and re-evaluation that begins from now on has among its attributes."""
+        self._record.stamp = self.finalists.stamp = attrs
 
     def mark(self, phase: Literal["searching", "finalists", "finished", "failed"]) -> None:
         """Where the sweep has got to."""
