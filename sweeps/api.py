@@ -153,7 +153,7 @@ def start(
     from sweeps.ledger import Ledger
 
     folder = Path(storage) / spec.name
-    if resume and is_sweep(folder):
+    if resume and (is_sweep(folder) or Ledger.attach(folder, spec)):
         return _resume(spec.name, storage=storage, address=address, quiet=quiet)
     check_names(spec, storage)
     return _drive(Ledger.create(folder, spec), address, quiet)

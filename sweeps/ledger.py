@@ -50,6 +50,7 @@ class Ledger:
         self._storage = storage
         self._lock = lock
         self._stopping = False
+        self._records: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
         self._load()
         sessions = [value for key, value in self._record.attrs().items() if key.startswith("session:")]
         self._session = f"session:{len(sessions)}"
@@ -110,7 +111,10 @@ class Ledger:
         lock.acquire()
         try:
             if place.exists():
-                raise LedgerError(f"{folder}: exists; use sweeps resume {folder.name}")
+                raise LedgerError(
+                    f"{folder}: exists; use sweeps resume {folder.name}, "
+                    "with --trials, --time or --file where there is more to do"
+                )
             place.write(spec)
             return cls._opened(folder, place, place.writing(), lock)
         except BaseException:
@@ -134,6 +138,17 @@ class Ledger:
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def attach(cls, folder: str | Path, spec: SweepSpec) -> bool:
+        """Make `folder` know a sweep of its name that was begun on another machine, in the database that `spec` names.
+        Whether there is one."""
+        if spec.ledger is None:
+            return False
+        place = place_of(Path(folder), spec.ledger)
+        if place.exists():
+            place.attach()
+        return place.exists()
 
     @classmethod
     def read(cls, folder: str | Path) -> Ledger:
@@ -247,7 +262,14 @@ class Ledger:
 
     def trials(self) -> list[TrialRecord]:
         """All trials, by number."""
-        return [trial_record(trial, list(self.spec.objectives)) for trial in self._record.trials()]
+        return [self._trial_record(trial) for trial in self._record.trials()]
+
+    def _trial_record(self, trial: FrozenTrial) -> TrialRecord:
+        """A trial that has not changed keeps its record: a live view asks for thousands several times a second."""
+        known = self._records.get(trial.number)
+        if known is None or known[0] is not trial:
+            known = self._records[trial.number] = (trial, trial_record(trial, list(self.spec.objectives)))
+        return known[1]
 
     def completed(self) -> Iterator[tuple[TrialRecord, dict[str, Any]]]:
         """Trials of this sweep that ran to their end here, with their results as they were stored."""

@@ -152,6 +152,11 @@ def test_sweeps_of_one_database_are_apart_and_a_name_is_taken_once(tmp_path: Pat
             run_one(ledger, ledger.next())
     with pytest.raises(LedgerError, match="x: exists; use sweeps resume x"):
         Ledger.create(tmp_path / "b" / "x", spec)  # another machine's folder
+    assert not Ledger.attach(tmp_path / "b" / "z", spec)
+    assert Ledger.attach(tmp_path / "b" / "x", spec)
+    with Ledger.open(tmp_path / "b" / "x") as ledger:
+        run_one(ledger, ledger.next())
+    assert len(Ledger.read(tmp_path / "a" / "x").trials()) == 2
     assert len(Ledger.read(tmp_path / "a" / "y").trials()) == 1
 
 
