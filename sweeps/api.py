@@ -154,6 +154,8 @@ def start(
 
     folder = Path(storage) / spec.name
     if resume and (is_sweep(folder) or Ledger.attach(folder, spec)):
+        if not quiet:
+            _say_what_is_left_out(Sweep(folder).spec, spec)
         return _resume(spec.name, storage=storage, address=address, quiet=quiet)
     check_names(spec, storage)
     return _drive(Ledger.create(folder, spec), address, quiet)
@@ -193,6 +195,20 @@ def resume(
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
     return _drive(Ledger.open(folder), address, quiet, spec, accept_data)
+
+
+def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
+    """A sweep that is continued as it was started takes nothing from a file that was edited since."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from sweeps.revisions import described, difference
+
+    lines = described(difference(started.to_dict(), asked.to_dict()))
+    if lines:
+        fix = f"sweeps resume {started.name} --file FILE goes on with what is asked for"
+        text = "\n".join([f"warning: {started.name} continues as it was started, without:", *lines, fix])
+        Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 _resume = resume  # `start` has a switch of this name

@@ -241,6 +241,10 @@ def test_the_command_refuses_a_contradiction_with_a_line_a_key_and_starts_nothin
     same = CliRunner().invoke(main, ["resume", "s", "--trials", "1", *options])
     assert same.exit_code == 0
     assert "s is finished; nothing to do" in same.output
+    again = CliRunner().invoke(main, ["run", str(edited), "--name", "s", "--resume", *options])
+    assert again.exit_code == 0
+    assert "sampler.type: 'random' -> 'tpe'" in again.output
+    assert "sweeps resume s --file FILE" in again.output
     bad = CliRunner().invoke(main, ["resume", "s", "--time", "soon", *options])
     assert bad.exit_code == 2
     assert "budget.time" in bad.output
