@@ -37,6 +37,7 @@ MAX_INFEASIBLE = 200
 MAX_DUPLICATES = 50
 "sampled points in a row that were tried before: the space is taken as exhausted"
 _HEARTBEAT = 1.0  # seconds between two notes of a session's length
+_TRIALS_HEARTBEAT = 5.0  # where there are many occasions
 
 
 class Ledger:
@@ -56,6 +57,9 @@ class Ledger:
         self._session = f"session:{len(sessions)}"
         self._earlier_sessions = float(sum(sessions))
         self._since = self._noted = time.monotonic()
+        self.earlier_trial_seconds = float(sum(v for k, v in self._record.attrs().items() if k.startswith("trials:")))
+        "what the trials of the search ran in earlier sessions, all together"
+        self._trial_seconds = 0.0
         if lock is not None:
             self._proposer.settle_duplicates()
 
@@ -232,6 +236,13 @@ class Ledger:
         if now - self._noted >= at_least:
             self._noted = now
             self._record.set_attr(self._session, round(now - self._since, 3))
+            if self._trial_seconds:
+                self._record.set_attr(self._session.replace("session", "trials"), round(self._trial_seconds, 3))
+
+    def note_trial_seconds(self, seconds: float) -> None:
+        """Note what the trials of the search have run in this session, all together; a kill loses seconds of it."""
+        self._trial_seconds = seconds
+        self.heartbeat(_TRIALS_HEARTBEAT)
 
     def _task(self, trial: FrozenTrial) -> Task:
         config = self._config(trial).to_dict()

@@ -541,6 +541,20 @@ def test_the_time_of_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest
         assert ledger.next() == running  # what was begun is ended
 
 
+def test_what_trials_ran_in_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr("sweeps.ledger.time.monotonic", lambda: clock[0])
+    for seconds in (30.0, 12.5):
+        opened = Ledger.create if seconds == 30.0 else lambda folder, spec: Ledger.open(folder)
+        with opened(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=2)) as ledger:
+            clock[0] += 60
+            ledger.note_trial_seconds(seconds - 10)
+            if seconds == 30.0:
+                assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 20, "a kill now would keep as much"
+            ledger.note_trial_seconds(seconds)
+    assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 42.5
+
+
 def test_after_stop_asking_nothing_is_handed_out(tmp_path: Path):
     with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=5)) as ledger:
         ledger.next()
