@@ -241,7 +241,7 @@ class Proposer:
     def _take_over(self, earlier: Earlier, attrs: dict[str, Any], **fields: Any) -> FrozenTrial:
         """Record an earlier sweep's result as this trial's: a trial like others, which cost nothing."""
         record, metric = earlier.record, self.spec.metric
-        source = {"sweep": earlier.sweep, "trial": record.id, "duration": record.duration}
+        source = record.source or {"sweep": earlier.sweep, "trial": record.id, "duration": record.duration}
         rows = {f"epoch:{row['epoch']}": row for row in record.epochs}
         curve = {row["epoch"]: row[metric] for row in record.epochs if math.isfinite(row.get(metric, math.nan))}
         attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | {"duration": 0.0}, "from": source}
