@@ -17,6 +17,7 @@ import click
 from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
 from sweeps import api
+from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @main.command()
 @click.argument("file")
 @set_option
-def validate(file: str, assignments: tuple[str, ...]) -> None:
+@storage_option
+def validate(file: str, assignments: tuple[str, ...], storage: str) -> None:
     """Check FILE against the config's schema; starts nothing."""
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
+    check_names(spec, storage)
     click.echo(f"{file}: a valid sweep named {spec.name}")
     for key, settings in spec.space.items():
         click.echo(f"  {key}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -152,10 +155,17 @@ def run(
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
 @click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
+@click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
 @storage_option
 @address_option
 def resume(
-    name: str, trials: int | None, time: str | None, file: str | None, storage: str, address: str | None
+    name: str,
+    trials: int | None,
+    time: str | None,
+    file: str | None,
+    accept_data: bool,
+    storage: str,
+    address: str | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
@@ -163,7 +173,15 @@ def resume(
     """
     with _exit_codes(name):
         before = api.load(name, storage)
-        sweep = api.resume(name, trials=trials, time=time, file=file, storage=storage, address=address)
+        sweep = api.resume(
+            name,
+            trials=trials,
+            time=time,
+            file=file,
+            accept_data=accept_data,
+            storage=storage,
+            address=address,
+        )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
         _print_status(sweep.ledger, storage)
