@@ -34,6 +34,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "protocol": ledger.fact("protocol"),
         "reused_stages": sum(len(reused) for reused, _ in lists),
         "trained_stages": sum(len(trained) for _, trained in lists),
+        "stop_reason": ledger.fact("stop_reason"),
         "elapsed_seconds": round(ledger.elapsed, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],
