@@ -9,20 +9,23 @@ from __future__ import annotations
 import functools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
+from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import OnEvent, run_queue
+from sweeps.records import TrialRecord
+from sweeps.sharing import SharedStages
 from sweeps.stopping import rule_of
-from sweeps.trial import run_trial
+from sweeps.trial import GATE, run_trial, tracked_sweep
 
 
 class SweepFailed(RuntimeError):
@@ -35,8 +38,9 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
+    require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
-        if not ledger.finalist_runs():
+        if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
@@ -70,7 +74,15 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     if not ledger.select(1):
         ledger.mark("failed")
         reasons = sorted({record.reason or record.status for record in records})
-        raise SweepFailed(f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]))
+        raise SweepFailed(
+            f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]) + _gated(records)
+        )
+
+
+def _gated(records: Sequence[TrialRecord]) -> str:
+    """What to do where the health gate has left nothing."""
+    count = sum((record.reason or "").startswith(GATE) for record in records)
+    return f"\nthe {GATE} stopped {count}; fix: loosen `health`, or search other tokenizers" if count else ""
 
 
 class _LedgerBudget(Budget):
@@ -118,7 +130,13 @@ def _common(
     spec = ledger.spec
     resources = spec.resources
     return {
-        "function": functools.partial(run_trial, store=str(store.root), checkpoint_interval=checkpoint_interval),
+        "function": functools.partial(
+            run_trial,
+            store=str(store.root),
+            health=spec.health.model_dump(),
+            tracked=tracked_sweep(ledger.folder),
+            checkpoint_interval=checkpoint_interval,
+        ),
         "name": spec.name,
         "folder": ledger.folder,
         "resources": Resources(
@@ -129,6 +147,7 @@ def _common(
         "max_concurrent": resources.max_concurrent,
         "metric": spec.metric,
         "max_failures": spec.max_failures,
+        "missing": SharedStages(store),
         "on_event": on_event,
     }
 

@@ -505,12 +505,12 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.trials is not None and plan.search.runs < plan.trials:
         stopping += f"; the budget ends it after {plan.search.runs} trials"
     cost = f", {plan.cost:.2f} at {plan.price_per_hour:g} an hour of a trial" if plan.cost is not None else ""
-    spread = f"{_clock(plan.search.low_seconds)} to {_clock(plan.search.high_seconds)}"
+    spread = f"{clock(plan.search.low_seconds)} to {clock(plan.search.high_seconds)}"
     return [
         *lines,
-        f"  search            {_clock(plan.search.seconds)} ({spread}){stopping}",
-        f"  finalists         {_clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
-        f"  in all            {_clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
+        f"  search            {clock(plan.search.seconds)} ({spread}){stopping}",
+        f"  finalists         {clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
+        f"  in all            {clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
         f"{plan.hours(plan.gpus_per_trial) or 0.0:.2f} GPU-hours{cost}",
         f"  speed             {plan.speed.source}",
     ]
@@ -529,7 +529,8 @@ def _short(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.ray_cluster import DRIVER_CPUS, Resources, free_reservations_of_the_dead, trials_at_once
-from sweeps.records import Task
+from sweeps.records import Stopped, Task
 from sweeps.scheduled_queue import Budget, Ending, Queue, ScheduledQueue
 from sweeps.stopping import GO, Curve, Rule, Verdict
 from sweeps.warm_process import fresh_process_state, output_to
@@ -46,6 +45,7 @@ Report = Callable[[Mapping[str, Any]], None]
 Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 OnEvent = Callable[[str, str, dict[str, Any]], None]
+Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
@@ -88,27 +88,34 @@ def run_queue(
     history: Mapping[str, Curve] | None = None,
     epochs_of: Callable[[dict[str, Any]], int | None] = lambda payload: None,
     budget: Budget | None = None,
+    missing: Missing = lambda task: frozenset(),
     on_event: OnEvent = lambda event, task_id, data: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run tasks until the queue has no more, the budget is spent, `should_stop` says so, or a signal arrives. Ray must
     be initialised.
 
-    `function(payload, report, launch)` runs in a process of the cluster: `report(metrics)` once an epoch, with "epoch"
-    and `metric` in it; `launch(loop, argument)` runs `loop(argument, report)` under Ray Train with this trial's
-    resources. What it returns is the task's result; the result also gets reason, duration (seconds that it ran in this
-    call, in all attempts) and node. `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
+    `report(metrics)` once an epoch, with "epoch" and `metric` in it; `launch(loop, argument)` runs
+    `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
+    result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
+    `report({"_notes": {...}})` puts entries into the result however the trial ends.
 
-    An exception in `function`, or a `metric` that is not finite, fails the task. A process that dies is replaced up to
-    `max_failures` times, on the same task; `function` continues from its own files.
+    An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
+    stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
+    own files.
 
     `rule` may stop a task after an epoch, or pause it: its process then takes another task, and `function` is called
     anew when it is promoted. What is never promoted ends as stopped. `history` holds the recorded curves (task id ->
     epochs and values, oldest first) from which the rule goes on; `epochs_of(payload)` tells a task's last epoch, after
     which nothing stops it. Once `budget` is spent no task is started and running ones stop at their next epoch.
 
+    `missing(task)` names what the task would make first and other tasks could use. While a running task makes some of
+    it the task is held back, without a slot, and another is handed out that can run; so that a queue that learns from
+    results is not emptied ahead of them, no more tasks are held back than can run at once.
+
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
-    gets ("started" | "report" | "paused" | "finished", task id, data) after the queue was told.
+    gets ("waiting" | "started" | "report" | "paused" | "finished", task id, data) after the queue was told.
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
@@ -126,7 +133,15 @@ def run_queue(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     settings = _Settings(name=name, folder=str(folder), resources=resources, max_failures=max_failures)
-    run = _Run(on_event, should_stop, metric, max_failures, settings.stop_file)
+    run = _Run(
+        missing,
+        on_event,
+        should_stop,
+        metric=metric,
+        max_failures=max_failures,
+        slots=slots,
+        stop_file=settings.stop_file,
+    )
     run.queue = ScheduledQueue(
         queue,
         rule or Rule(),
@@ -215,28 +230,33 @@ def _signals(run: _Run) -> Iterator[None]:
 
 
 class _Run:
-    """The books of one `run_queue`: which task is out, how long it ran, how often its process died."""
+    """The books of one `run_queue`: which task is out, how long it ran, what it makes, how often its process died."""
 
     queue: ScheduledQueue
 
     def __init__(
         self,
+        missing: Missing,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        *,
         metric: str,
         max_failures: int,
+        slots: int,
         stop_file: Path,
     ):
         self.signum: int | None = None
         self.metric = metric
+        self._missing = missing
         self._on_event = on_event
         self._should_stop = should_stop
         self._max_failures = max_failures
+        self._slots = slots
         self._stop_file = stop_file
         self._stopping = False
         self._error: Exception | None = None
-        self._again: deque[Task] = deque()
         self._open: dict[str, _Open] = {}
+        self._held: list[_Open] = []  # of the open ones those that no process runs, in the order of their turn
         self._paused: dict[str, _Open] = {}
         self._ended_seconds = 0.0
 
@@ -250,14 +270,42 @@ class _Run:
         """A task to start now; None: there is none now, see `is_over`."""
         if self.stopping():
             return None
-        if self._again:
-            return self._again.popleft()
         with self._kept():
-            task = self.queue.next()
-            if task is not None:
-                self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
-            return task
+            if self._held and self.queue.spent():
+                self._drop_held()
+            ready = next((task for task in self._held if self._can_start(task)), None)
+            if ready is not None:
+                self._held.remove(ready)
+            else:
+                ready = self._first_new_that_can_start()
+            if ready is not None:
+                ready.running = True
+                return ready.task
         return None
+
+    def _first_new_that_can_start(self) -> _Open | None:
+        """Of the queue's next tasks; those before it are held back."""
+        while len(self._held) < self._slots:
+            task = self.queue.next()
+            if task is None:
+                return None
+            new = self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
+            if self._can_start(new):
+                return new
+            self._held.append(new)
+            self._on_event("waiting", task.id, {"for": sorted(new.makes)})
+        return None
+
+    def _drop_held(self) -> None:
+        """The budget is spent: what no process runs is not started any more."""
+        for task in self._held:
+            del self._open[task.task.id]
+        self._held.clear()
+
+    def _can_start(self, task: _Open) -> bool:
+        """Whether no running task makes what this one needs. Notes what it will make itself."""
+        task.makes = self._missing(task.task)
+        return not any(task.makes & other.makes for other in self._open.values() if other.running)
 
     def is_over(self) -> bool:
         """No task is out, so none can come back."""
@@ -319,7 +367,7 @@ class _Run:
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
         else:
-            self._finish(task, "failed", {"reason": final["reason"], "node": node})
+            self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
     def died(self, task_id: str, reason: str, node: str | None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
@@ -327,7 +375,8 @@ class _Run:
         task.halt()
         task.deaths += 1
         if task.deaths <= self._max_failures:
-            self._again.append(task.task)
+            task.running = False
+            self._held.insert(0, task)
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
@@ -353,6 +402,7 @@ class _Run:
         with self._kept():
             self.queue.pause(task.task.id)
             self._paused[task.task.id] = self._open.pop(task.task.id)
+            task.running = False
             self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
 
     def _finish(self, task: _Open, status: Ending, result: dict[str, Any]) -> None:
@@ -379,6 +429,8 @@ class _Open:
 
     def __init__(self, task: Task):
         self.task = task
+        self.running = False
+        self.makes: frozenset[str] = frozenset()
         self.deaths = 0
         self.epoch: int | None = None
         self.verdict = GO
@@ -559,14 +611,17 @@ class _TrialProcess(FunctionTrainable):
 def _run_task(
     function: TrialFunction, settings: _Settings, task: dict[str, Any], stopped: Callable[[], bool]
 ) -> dict[str, Any]:
-    """The task's last word: {"status": "completed", "result"} or {"status": "failed", "reason"}."""
+    """The task's last word: {"status": "completed", "result"} or {"status": "failed" or "stopped", "reason"}."""
     payload = task["payload"]
     with output_to(settings.log(task["id"])) as log:
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         try:
-            result = function(payload, _report(stopped), _launch(settings, task, stopped))
+            result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
+        except Stopped as stop:
+            _say(log, task["id"], f"stopped: {stop}")
+            return {"status": "stopped", "reason": str(stop)}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")

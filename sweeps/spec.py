@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from genrec.config import (
     ConfigError,
@@ -29,6 +29,7 @@ from genrec.config import (
 from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
+from sweeps.ledger_url import checked_url
 from sweeps.parameters import Float, Int
 from sweeps.space import Space, setting_value
 from sweeps.space_file import fault, parse_space, show
@@ -129,6 +130,18 @@ class FinalistsSpec(Section):
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
 
+class HealthSpec(Section):
+    """The tokenizer's health gate: a trial whose semantic IDs break a rule is stopped before TIGER trains on them.
+
+    The defaults stop nothing: a small catalogue, or a code that is short on purpose, collides without being broken.
+    """
+
+    max_collision_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    "largest share of items that may share their tuple with another, before collisions are resolved"
+    min_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    "smallest share of its codes that every level must use"
+
+
 class SweepSpec(Section):
     """A search space, a base config, a metric and a budget."""
 
@@ -148,12 +161,17 @@ class SweepSpec(Section):
     "further objectives: `parameters` or validation metrics, and which way is better"
     sampler: SamplerSpec = SamplerSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
+    health: HealthSpec = HealthSpec()
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
     finalists: FinalistsSpec = FinalistsSpec()
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
     seed: int = 0
+    ledger: Annotated[str, AfterValidator(checked_url)] | None = None
+    "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
+    reuse: list[str] = Field(default_factory=list)
+    "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]
 
     @classmethod
@@ -246,12 +264,24 @@ class _Checker:
             self._merged(base.to_dict(), ("finalists", "set"), finalists)
         if base is not None and space is not None:
             self._feasible(base, space)
+        self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._sampler(space)
         self._scheduler()
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
         self.faults = list(dict.fromkeys(self.faults))
         return spec
+
+    def _chosen_on_validation(self, base: RunConfig | None, space: Space | None, finalists: Mapping[str, Any]) -> None:
+        """Validation items that were learnt cannot say which trial or finalist is the better one."""
+        key, rule = "train.fit_on", "a sweep chooses on validation, so its trials must not learn from it"
+        fix = "genrec train RUNS/NAME/best.yaml --set train.fit_on=train+validation, when the sweep has its winner"
+        if base is not None and base.train.refit:
+            self._fault(("set", key) if key in self._mapping("set") else ("base",), base.train.fit_on, rule, fix)
+        if space is not None and key in space.paths:
+            self._fault(("space", key), None, rule, fix)
+        if key in finalists:
+            self._fault(("finalists", "set", key), None, rule, fix)
 
     def _fault(self, path: tuple[str, ...], got: str | None, rule: str, fix: str | None = None) -> None:
         where = self.document.where(*path) if self.document else ""

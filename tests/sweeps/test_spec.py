@@ -126,6 +126,12 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"set: {{train.epoch: 3}}\n{GRID}", "1: set.train.epoch: unknown setting; did you mean 'train.epochs'?"),
         (f"set: {{train.epochs: '3'}}\n{GRID}", "1: set.train.epochs: got '3'; input should be a valid integer"),
         (f"set: {{tiger.num_heads: 5}}\n{GRID}", "multiple of num_heads (5)"),
+        (
+            f"set: {{train.fit_on: train+validation}}\n{GRID}",
+            "1: set.train.fit_on: got train+validation; a sweep chooses",
+        ),
+        (f"finalists: {{set: {{train.fit_on: train+validation}}}}\n{GRID}", "1: finalists.set.train.fit_on: a sweep"),
+        ("space: {train.fit_on: {type: grid, values: [train, train+validation]}}\n", "1: space.train.fit_on: a sweep"),
         (f"finalists: {{set: {{train.epochs: 0}}}}\n{GRID}", "1: finalists.set.train.epochs: got 0"),
         (f"finalists: {{set: {{tiger.num_heads: 5}}}}\n{GRID}", "multiple of num_heads (5)"),
         (f"constraints: [train.batch_size > 1000]\n{GRID}", "none of 3 points is feasible"),
