@@ -46,13 +46,14 @@ def test_a_failed_trial_reaches_no_target(tmp_path: Path):
 
 def test_what_was_running_when_the_budget_was_spent_is_stopped_with_the_reason(tmp_path: Path):
     with Ledger.create(tmp_path / "x", spec(cpu_hours=1)) as ledger:
-        task = ledger.next()
-        ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.2})
+        for value in (0.2, 0.3):
+            task = ledger.next()
+            ledger.report(task.id, {"epoch": 1, "ndcg@10": value})
+        ledger.pause(task.id, 1)
     with Ledger.open(tmp_path / "x") as ledger:
         _end_search(ledger, "cpu_hours: 1 of 1 spent")
-        [trial] = ledger.trials()
-        assert (trial.status, trial.value) == ("stopped", 0.2)
-        assert trial.reason == "ended with the budget: cpu_hours: 1 of 1 spent"
+        assert [(trial.status, trial.value) for trial in ledger.trials()] == [("stopped", 0.2), ("stopped", 0.3)]
+        assert {trial.reason for trial in ledger.trials()} == {"ended with the budget: cpu_hours: 1 of 1 spent"}
         assert sweep_status(ledger)["stop_reason"] == "cpu_hours: 1 of 1 spent"
 
 
