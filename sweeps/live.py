@@ -52,6 +52,8 @@ class LiveView:
             row |= {"epoch": data["epoch"], "value": data.get(self.ledger.spec.metric)}
         elif event == "report":
             row |= {"reused": data.get("reused", row.get("reused"))}
+        elif event == "paused":
+            row |= {"status": "paused", "reason": data["reason"]}
         elif event == "finished":
             self.done += 1
             row |= {"status": data["status"], "reason": data.get("reason"), "seconds": data.get("duration")}
@@ -68,6 +70,8 @@ class LiveView:
             value = row.get("value")
             shown = "" if value is None else f" {metric} {value:.4f}"
             self.say(f"{clock} {task_id} epoch {row['epoch']}{shown}")
+        elif event == "paused":
+            self.say(f"{clock} {task_id} {row['reason']}")
         elif event == "finished":
             tokenizer = " (tokenizer reused)" if "tokenizer" in row["reused"] else ""
             reason = f": {row['reason']}" if row["reason"] else ""

@@ -40,6 +40,14 @@ def test_a_log_file_gets_one_plain_line_an_event(ledger: Ledger) -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_pause_is_told_with_its_reason(ledger: Ledger) -> None:
+    stream = io.StringIO()
+    view = LiveView(ledger, Console(file=stream))
+    view.on_event("started", "trial-0000", {"attempt": 1})
+    view.on_event("paused", "trial-0000", {"epoch": 3, "reason": "paused at epoch 3: rank 2 of 2"})
+    assert stream.getvalue().splitlines()[1].endswith("trial-0000 paused at epoch 3: rank 2 of 2")
+
+
 @pytest.mark.parametrize("width", [20, 120])
 def test_a_terminal_gets_a_table_of_any_width(ledger: Ledger, width: int) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=width)
