@@ -121,6 +121,11 @@ def _probe(address: str) -> None:
         raise ConnectionError(f"no Ray answers at {address}: {error}") from error
 
 
+def cluster_size() -> dict[str, float]:
+    """CPUs and GPUs of all nodes that are there now."""
+    return {name: float(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
+
+
 def trials_at_once(resources: Resources) -> int:
     """How many trials the cluster can run side by side, 1 or more.
 
