@@ -21,6 +21,7 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/training_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/decoding_speed.py
 	$(BIN)/python tests/benchmarks/trials_per_minute.py
 
 # torch first and by its exact pin: a looser request may bring a build with several GB of GPU libraries.

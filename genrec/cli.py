@@ -86,6 +86,9 @@ format_option = click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 history_metavar = "ID,ID,..."
+bundles_argument = click.argument(
+    "bundles", nargs=-1, metavar="[BUNDLE]...", type=click.Path(exists=True, file_okay=False)
+)
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -198,10 +201,13 @@ def train(words: tuple[str, ...], out: str | None, **options: Any) -> None:
 
     trained = train_model(run, store=artifacts, out=out)
     best = trained.best
-    _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
-    for k in run.evaluation.ks:
-        found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
-        _say("  " + "   ".join(found))
+    if run.train.refit:
+        _say(f"epoch {best['epoch']}, the last; validation items were learnt too, so only the test split can tell more")
+    else:
+        _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
+        for k in run.evaluation.ks:
+            found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
+            _say("  " + "   ".join(found))
     _say(f"bundle: {trained.bundle}")
     _say(f"next:   genrec evaluate {trained.bundle}")
 
@@ -294,7 +300,7 @@ def _inspect_bundle(
 
 
 @main.command()
-@click.argument("bundle", required=False, type=click.Path(exists=True, file_okay=False))
+@bundles_argument
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
 @click.option(
     "--seen",
@@ -305,23 +311,24 @@ def _inspect_bundle(
 @threads_option
 @format_option
 def evaluate(
-    bundle: str | None, split: str, seen: str | None, store: str | None, threads: int | None, form: str
+    bundles: tuple[str, ...], split: str, seen: str | None, store: str | None, threads: int | None, form: str
 ) -> None:
     """Measure a bundle on all users, beside blends, baselines and, where the truth is known, the oracle.
 
-    Without BUNDLE the newest below runs/ is taken.
+    Several bundles of one dataset, such as seeds of a config, are also measured as an ensemble. Without BUNDLE the
+    newest below runs/ is taken.
     """
-    folder = _bundle(bundle)
+    folders = _bundles(bundles)
     from genrec.artifacts import ArtifactStore
-    from genrec.comparison import measure_bundle, table_lines
+    from genrec.comparison import measure_bundles, table_lines
     from genrec.config import validate_config
     from genrec.pipeline import open_tiger
     from genrec.training import default_store
 
     _set_threads(threads)
-    artifacts = ArtifactStore(store) if store else default_store(validate_config(open_tiger(folder)[1]["config"]))
+    artifacts = ArtifactStore(store) if store else default_store(validate_config(open_tiger(folders[0])[1]["config"]))
     protocols = cast("list[Seen | None]", ["keep", "exclude"] if seen == "both" else [seen])
-    measured = [measure_bundle(folder, artifacts, cast("Split", split), protocol) for protocol in protocols]
+    measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol) for protocol in protocols]
     if form == "json":
         named = {found["protocol"]["seen"]: found for found in measured}
         _say(json.dumps(named if seen == "both" else measured[0], indent=1, sort_keys=True))
@@ -334,20 +341,21 @@ def evaluate(
 
 
 @main.command()
-@click.argument("bundle", required=False, type=click.Path(exists=True, file_okay=False))
+@bundles_argument
 @click.option("--history", required=True, metavar=history_metavar, help="Item ids, oldest first.")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
 @click.option("--exclude-seen/--keep-seen", default=None, help="Leave out the history's items; default as evaluated.")
 @format_option
-def recommend(bundle: str | None, history: str, k: int, exclude_seen: bool | None, form: str) -> None:
+def recommend(bundles: tuple[str, ...], history: str, k: int, exclude_seen: bool | None, form: str) -> None:
     """Print the next items for a history: id, score, title.
 
-    Without BUNDLE the newest below runs/ is taken.
+    Of several bundles over one catalogue the mean of their probabilities counts. Without BUNDLE the newest below runs/
+    is taken.
     """
-    folder = _bundle(bundle)
+    folders = _bundles(bundles)
     from genrec.recommender import Recommender
 
-    recommender = Recommender.load(folder)
+    recommender = Recommender.load(*folders)
     items = _items_of(history)
     found = recommender.recommend([items], k, exclude_seen)[0]
     if form == "json":
@@ -363,16 +371,16 @@ def _items_of(history: str) -> list[str]:
     return [item.strip() for item in history.split(",") if item.strip()]
 
 
-def _bundle(given: str | None) -> Path:
-    """The bundle that was named, or the newest that a sweep or `genrec train` has left."""
+def _bundles(given: Sequence[str]) -> list[Path]:
+    """The bundles that were named, or the newest that a sweep or `genrec train` has left."""
     if given:
-        return Path(given)
+        return [Path(name) for name in given]
     found = [*Path("runs").glob("*/bundle/model"), *Path("runs/models").glob("*/model")]
     if not found:
         raise ConfigError(["no bundle below runs/; name one, or make one by genrec train or sweeps run"])
     newest = max(found, key=lambda path: path.stat().st_mtime).parent
     _tell(f"bundle: {newest}")
-    return newest
+    return [newest]
 
 
 @main.command()

@@ -271,7 +271,7 @@ def _tokenizer_identity(config: RunConfig) -> dict[str, Any]:
 
 def _tiger_identity(config: RunConfig) -> dict[str, Any]:
     """What decides which model is learnt and kept; not what is written meanwhile or done with it afterwards."""
-    unread = {"checkpoint_interval"}
+    unread = {"checkpoint_interval"} | ({"fit_on"} if not config.train.refit else set())
     if not config.train.augmentation:
         unread |= {"crop_probability", "mask_probability", "reorder_probability"}
     return {

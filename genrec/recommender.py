@@ -29,7 +29,7 @@ from genrec.artifacts import ArtifactStore
 from genrec.baselines import ItemToItem, ItemToItemSettings
 from genrec.blending import Blend
 from genrec.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from genrec.comparison import chosen_weight, tuned_item_to_item
+from genrec.comparison import blend_weight, ensemble_of, tuned_item_to_item
 from genrec.config import RunConfig, validate_config
 from genrec.data.cooccurrence import pad_vectors
 from genrec.data.interactions import Histories, Items
@@ -83,14 +83,15 @@ def _save_blend(config: RunConfig, store: ArtifactStore, folder: Path) -> None:
     """Item-to-item counts of what `evaluation.blend_fit` says, and the model's weight that validation chose."""
     keys = stage_keys(config)
     interactions, settings = open_interactions(store, keys), tuned_item_to_item(config, store)
-    offsets, items = interactions.fit_sequences(config.evaluation.blend_fit)
+    fit = config.train.fit_on if config.train.refit else config.evaluation.blend_fit
+    offsets, items = interactions.fit_sequences(fit)
     baseline = ItemToItem.fit(offsets, items, len(interactions.catalogue), settings)
     model, _ = open_tiger(folder, pick_device())
-    blend = chosen_weight(config, store, model, keys["tiger"])
+    blend = blend_weight(config, store, model)
     arrays = {name: getattr(baseline.counts_NN, name) for name in ("data", "indices", "indptr")}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     tensors["discount_N"] = torch.from_numpy(baseline.discount_N)
-    facts = {"settings": asdict(settings), "fit": config.evaluation.blend_fit, **blend}
+    facts = {"settings": asdict(settings), "fit": fit, **blend}
     save_checkpoint(folder / "item_to_item", tensors, facts)
 
 
@@ -114,10 +115,12 @@ class Recommender:
         tuple_levels: int,
         folder: Path | None = None,
         blend: tuple[ItemToItem, float] | None = None,
+        others: Sequence[Recommender] = (),
     ):
-        """`folder`: the bundle that new items find tokenizer and encoder in. `blend`: and the model's weight in it."""
+        """`folder`: the bundle that new items find tokenizer and encoder in. `blend`: and the model's weight in it.
+        `others`: models over the same catalogue; the mean of all is what counts."""
         self.model, self.config, self.ids, self.titles = model, config, ids, titles
-        self.tuple_levels, self.folder, self.blend = tuple_levels, folder, blend
+        self.tuple_levels, self.folder, self.blend, self.others = tuple_levels, folder, blend, others
         self.trained_items = len(ids)
         self._refresh()
 
@@ -127,8 +130,9 @@ class Recommender:
         self.like_NN = _like(self.model.codes_NC[:, : self.tuple_levels].cpu().numpy(), self.trained_items)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Recommender:
-        """Read a bundle. Raises `CheckpointError` when it is missing or damaged."""
+    def load(cls, folder: Path | str, *others: Path | str) -> Recommender:
+        """Read a bundle, or an ensemble: further bundles over the same catalogue, as of other seeds; a blend is that of
+        the first. Raises `CheckpointError` when one is missing or damaged."""
         folder = Path(folder)
         model, facts = open_tiger(folder, pick_device())
         rows = _read_items(folder / "items.jsonl", len(model.codes_NC))
@@ -141,6 +145,7 @@ class Recommender:
             tuple_levels=facts["tuple_levels"],
             folder=folder,
             blend=_load_blend(folder) if config.evaluation.blend == "item_to_item" else None,
+            others=[_same_catalogue(cls.load(other), rows, folder) for other in others],
         )
 
     def recommend(
@@ -170,12 +175,14 @@ class Recommender:
         ]
 
     def ranker(self, beam_size: int) -> Ranker:
-        """The model, or its blend where the bundle has one."""
+        """The model or ensemble, or its blend where the bundle has one."""
+        model = ensemble_of([self._own_ranker(beam_size), *(other._own_ranker(beam_size) for other in self.others)])
+        return Blend(model, *self.blend) if self.blend else model
+
+    def _own_ranker(self, beam_size: int) -> Ranker:
         batch_size = self.config.evaluation.batch_size
         model: Ranker = BeamRanker(self.model, self.trie, beam_size, batch_size=batch_size, room_for_seen=True)
-        if self.trained_items < len(self.ids):
-            model = WithNewItems(model, self.like_NN)
-        return Blend(model, *self.blend) if self.blend else model
+        return WithNewItems(model, self.like_NN) if self.trained_items < len(self.ids) else model
 
     def semantic_ids(self) -> SemanticIds:
         """The catalogue's semantic IDs and their health."""
@@ -195,6 +202,8 @@ class Recommender:
             vectors: (M, E) their vectors, by the encoder of the catalogue. Needed where it is `npy`; the text is not
                 read then.
         """
+        if self.others:
+            raise InputError("new items have no place in an ensemble; load one bundle")
         new = self._check_new(items, needs_text=vectors is None)
         if not new:
             return []
@@ -258,6 +267,12 @@ class Recommender:
         if not history:
             raise InputError("an empty history; expected at least one item id")
         return [self.number(item) for item in history]
+
+
+def _same_catalogue(other: Recommender, rows: Sequence[dict[str, Any]], folder: Path) -> Recommender:
+    if other.ids != [row["item"] for row in rows]:
+        raise InputError(f"{other.folder} ranks other items than {folder}: no ensemble can be made of them")
+    return other
 
 
 def _like(tuple_NL: np.ndarray, known: int) -> sparse.csr_array:

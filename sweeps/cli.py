@@ -149,14 +149,24 @@ def run(
 
 @main.command()
 @click.argument("name")
+@click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
+@click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
+@click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
 @storage_option
 @address_option
-def resume(name: str, storage: str, address: str | None) -> None:
-    """Continue a sweep after a crash, a kill or an interruption."""
+def resume(
+    name: str, trials: int | None, time: str | None, file: str | None, storage: str, address: str | None
+) -> None:
+    """Continue a sweep after a crash, a kill or an interruption, or with more to do.
+
+    What changes is recorded as a revision; what contradicts the recorded trials is refused.
+    """
     with _exit_codes(name):
-        if api.load(name, storage).state == "finished":
+        before = api.load(name, storage)
+        sweep = api.resume(name, trials=trials, time=time, file=file, storage=storage, address=address)
+        if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
-        _print_status(api.resume(name, storage=storage, address=address).ledger, storage)
+        _print_status(sweep.ledger, storage)
 
 
 @main.command()
@@ -257,6 +267,24 @@ def sync(name: str, storage: str) -> None:
 
         count = upload(api.sweep_folder(name, storage) / TRACKING, say=lambda line: click.echo(line, err=True))
         click.echo(f"{name}: {count} runs uploaded" if count else f"{name}: nothing to upload")
+
+
+@main.command()
+@click.argument("name")
+@storage_option
+@click.option("--out", type=click.Path(file_okay=False), help="Folder of the report; default: `report` in the sweep's.")
+@click.option("--csv", "only_csv", is_flag=True, help="Only print the trials as CSV.")
+@click.option("--markdown", "only_markdown", is_flag=True, help="Only print the report as Markdown.")
+def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
+    """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
+    with _exit_codes(name):
+        from sweeps.report import markdown_report, trials_csv, write_report
+
+        ledger = api.load(name, storage).ledger
+        if only_csv or only_markdown:
+            click.echo(trials_csv(ledger) if only_csv else markdown_report(ledger), nl=False)
+            return
+        _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
 
 
 def _print_status(ledger: Ledger, storage: str) -> None:

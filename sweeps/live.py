@@ -94,8 +94,8 @@ class LiveView:
 
     def _take(self, event: str, task_id: str, data: Mapping[str, Any]) -> Row:
         row = self.rows.setdefault(task_id, Row(time.monotonic()))
-        if event == "waiting":
-            row.status = "waiting"
+        if event in ("waiting", "paused"):
+            row.status = event
         elif event == "started":
             row.status, row.since = "running", time.monotonic() - data.get("ago", 0.0)
         elif event == "report" and "epoch" in data:
@@ -113,6 +113,8 @@ class LiveView:
             self.say(f"{clock} {task_id} waits for a stage that another trial is making")
         elif event == "started":
             self.say(f"{clock} {task_id} started")
+        elif event == "paused":
+            self.say(f"{clock} {task_id} paused: {data['reason']}")
         elif event == "report" and "epoch" in data:
             shown = "" if row.value is None else f" {self.ledger.spec.metric} {row.value:.4f}"
             self.say(f"{clock} {task_id} epoch {row.epoch}{shown}")
@@ -160,9 +162,8 @@ class LiveView:
         columns = fitting(["trial", "status", "epoch", metric, "best", "tokenizer", "time"], rows, self.console.width)
         table = Table(box=None, pad_edge=False)
         for name in columns:
-            table.add_column(
-                name[: max(4, self.console.width // 5)], justify="left" if name in LEFT else "right", no_wrap=True
-            )
+            title = name[: max(4, self.console.width // 5)]
+            table.add_column(title, justify="left" if name in LEFT else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(row[name] for name in columns))
         return table

@@ -16,14 +16,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import grpc
 import ray
+from ray._private.gcs_utils import create_gcs_channel
 from ray._private.ray_logging import stdout_deduplicator
-from ray.core.generated import gcs_pb2
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray.autoscaler.sdk import request_resources
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
+from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one
 
 PROBE_SECONDS = 5.0
+NODES_ASKED_EVERY = 2.0  # seconds
 START_TRIES = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
@@ -62,9 +68,10 @@ def start_ray(
     """Hold a connection to Ray for the block and shut down only what the block started.
 
     A Ray that is already initialised is joined. Otherwise `address` (or RAY_ADDRESS) names the cluster, probed first;
-    without one a new local Ray starts, telemetry off, silent, its dashboard (if wanted) on loopback only.
+    without one a new local Ray starts, telemetry off, silent, with a token, its dashboard (if wanted) on loopback only.
 
-    Raises ConnectionError within seconds when nothing listens at the address.
+    Raises ConnectionError within seconds, naming the address, when no Ray of this version answers there, or one that
+    wants another token.
     """
     if ray.is_initialized():
         yield
@@ -75,8 +82,7 @@ def start_ray(
     if address == "local":
         _start_local(num_cpus, num_gpus, dashboard)
     else:
-        _probe(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _join(address)
     try:
         yield
     finally:
@@ -85,6 +91,8 @@ def start_ray(
 
 def _start_local(num_cpus: int | None, num_gpus: int | None, dashboard: bool) -> None:
     """Try again when Ray gives up on its own helpers, which get 15 s to start: too little on a busy machine."""
+    require_token()
+    sessions = private_folder() / "ray"
     for tries_left in reversed(range(START_TRIES)):
         try:
             ray.init(
@@ -94,6 +102,7 @@ def _start_local(num_cpus: int | None, num_gpus: int | None, dashboard: bool) ->
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(sessions),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -106,19 +115,76 @@ def _start_local(num_cpus: int | None, num_gpus: int | None, dashboard: bool) ->
                 raise RuntimeError(f"Ray did not start in {START_TRIES} tries: is this machine overloaded?") from error
 
 
-def _probe(address: str) -> None:
-    """Fail now: `ray.init` with a dead address tries for minutes."""
+def _join(address: str) -> None:
+    use_token_if_there_is_one()
     if address == "auto":
-        return
+        found = canonicalize_bootstrap_address_or_die("auto")  # a ConnectionError that says what to give
+    else:
+        _check_form(address)
+        found = address
+    _probe(found)
+    ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _check_form(address: str) -> None:
     if "://" in address:
         raise InputError(f"Ray address {address!r}: give host:port of the cluster's head (6379 is the usual port)")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"Ray address {address!r}: expected host:port, auto or local")
+
+
+def _probe(address: str) -> None:
+    """Ask the head whether it lives, which Ray it is and whether our token is its: `ray.init` would try for minutes."""
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise ConnectionError(f"no Ray answers at {address}: {error}") from error
+    with create_gcs_channel(address) as channel:
+        try:
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            answer = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=PROBE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ConnectionError(
+                    f"the Ray at {address} wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+                    "(or put the token into ~/.ray/auth_token)"
+                ) from None
+            raise ConnectionError(f"what answers at {address} is no Ray head: {error.details()}") from None
+    if answer.ray_version != ray.__version__:
+        raise ConnectionError(
+            f"the Ray at {address} is version {answer.ray_version}, here {ray.__version__} is installed: "
+            "one sweep needs one version on all nodes"
+        )
+
+
+def is_own_ray() -> bool:
+    """Whether this process has started the Ray that it is connected to."""
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
+
+
+@contextlib.contextmanager
+def room_for(resources: Resources, trials: int, wait_seconds: float) -> Iterator[None]:
+    """Ask an autoscaler for room for so many trials at once, for the block, and wait until it is there.
+
+    After `wait_seconds` the block starts with what has come. Where nothing scales by itself this waits for nodes that
+    are still starting. Ray must be initialised. Raises ConnectionError when there is no room for a single trial.
+    """
+    each = {"CPU": resources.cpus_per_worker} | (
+        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    )
+    request_resources(bundles=[each] * (resources.workers * trials))
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while (room := _room(resources)) < trials and time.monotonic() < deadline:
+            time.sleep(NODES_ASKED_EVERY)
+        if not room:
+            raise ConnectionError(f"{_too_small(resources)}; no node came in {wait_seconds:g} s")
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def cluster_size() -> dict[str, float]:
@@ -131,13 +197,29 @@ def trials_at_once(resources: Resources) -> int:
 
     Raises InputError, naming have and need, when not even one fits.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    workers = sum(_fits(node, need) for node in nodes)
-    if workers < resources.workers:
-        have = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
-        raise InputError(f"a trial needs {resources}, the cluster has {len(nodes)} node(s): {have}")
-    return workers // resources.workers
+    room = _room(resources)
+    if not room:
+        raise InputError(_too_small(resources))
+    return room
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _room(resources: Resources) -> int:
+    """Trials that the nodes hold side by side; the workers of one may be on several nodes."""
+    return sum(_fits(node, _need(resources)) for node in _nodes()) // resources.workers
+
+
+def _need(resources: Resources) -> dict[str, float]:
+    """Of one worker."""
+    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+
+
+def _too_small(resources: Resources) -> str:
+    have = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in _nodes())
+    return f"a trial needs {resources}, the cluster has {len(_nodes())} node(s): {have}"
 
 
 def _fits(have: dict[str, float], need: dict[str, float]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, validate_config
+from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
 from genrec.tracking import TrackedRun, open_tracker
 from sweeps.measuring import measure
@@ -32,17 +32,22 @@ def run_trial(
     launch: Launch,
     *,
     store: str,
+    checkpoint_interval: float | None = None,
     health: Mapping[str, float] | None = None,
     tracked: TrackedRun | None = None,
 ) -> dict[str, Any]:
     """Run all stages of `payload["config"]`; `report` gets one row an epoch. Returns what the ledger keeps.
 
     What the trial shares with others is told before TIGER trains, so that the ledger has it for a stopped trial too.
+    `checkpoint_interval` replaces the config's: a trial that is paused at an epoch continues from that very epoch if
+    every epoch is saved (0).
     `health` holds the sweep's rules for the semantic IDs; a trial of the search that breaks one raises `Stopped`.
     `tracked`: the sweep's name and folder for trackers, of which the trial gets its own run.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     config = validate_config(payload["config"])
+    if checkpoint_interval is not None:
+        config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
     artifacts = ArtifactStore(store)
     mine = tracked and tracked_trial(tracked, payload["id"], config)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)

@@ -1,4 +1,4 @@
-"""Interactions and semantic IDs -> a trained TIGER, the best epoch by validation."""
+"""Interactions and semantic IDs -> a trained TIGER: the best epoch by validation, or the last of a refit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def train_tiger(
     device: torch.device | str = "cpu",
     tracked: TrackedRun | None = None,
 ) -> tuple[Tiger, Fitted]:
-    """Train on the training items only; the model comes back with the weights of its best epoch on validation.
+    """The model comes back with the weights of its best epoch on validation; where it learns from the validation items
+    as well (`train.fit_on`), with those of the last, whose row then counts as the best.
 
     `tracked` is what trackers call the run; by default it has a name of its own.
     """
@@ -59,21 +60,24 @@ def train_tiger(
             lambda window: loss(window, config.train.label_smoothing),
             tiger_batches(config, interactions, device),
             fit_settings(config),
-            validate=validate,
+            validate=None if config.train.refit else validate,
             report=tell,
             on_step=curve.log_step if tracker else None,
             folder=folder,
             title="tiger",
         )
+        if config.train.refit:
+            fitted.best = fitted.rows[-1]
+        else:
+            model.load_state_dict(fitted.best_weights)
         tracker.summarise({f"best/{name}": value for name, value in fitted.best.items()})
-    model.load_state_dict(fitted.best_weights)
     return model.eval(), fitted
 
 
 def tiger_batches(config: RunConfig, interactions: Interactions, device: torch.device | str = "cpu") -> WindowBatches:
     """The training windows that `config` asks for."""
     train = config.train
-    offsets, items = interactions.training_sequences()
+    offsets, items = interactions.fit_sequences(train.fit_on)
     users = sample_users(np.arange(len(offsets) - 1), train.max_users)
     if len(users) < len(offsets) - 1:
         offsets, items = _subset(offsets, items, users)

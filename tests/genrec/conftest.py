@@ -118,3 +118,12 @@ def trained(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Traine
     store, rows = ArtifactStore(root / "store"), []
     run_pipeline(tiny, store, report=rows.append)
     return Trained(tiny, store, export_bundle(tiny, store, root / "bundle"), rows)
+
+
+@pytest.fixture(scope="session")
+def another_seed(trained: Trained) -> Path:
+    """The bundle of the tiny run with another seed, half as long."""
+    train = trained.config.train.model_dump() | {"epochs": 4}
+    config = validate_config(trained.config.to_dict() | {"seed": 1, "train": train})
+    run_pipeline(config, trained.store)
+    return export_bundle(config, trained.store, trained.bundle.parent / "bundle-1")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from genrec.artifacts import ArtifactStore
 from genrec.baselines import evaluate_baselines
-from genrec.comparison import chosen_weight, measure_bundle, measure_references, protocol, table_lines
+from genrec.blending import Ensemble
+from genrec.checkpoint import load_checkpoint, save_checkpoint
+from genrec.comparison import chosen_weight, measure_bundles, measure_references, protocol, table_lines
 from genrec.config import RunConfig, load_config
 from genrec.data.sources import load_dataset
-from genrec.evaluation import evaluate
+from genrec.errors import InputError
+from genrec.evaluation import BeamRanker, evaluate
 from genrec.pipeline import open_interactions, open_tiger, stage_keys
+from genrec.ranking import measure_rankers
 from genrec.trie import Trie
 
 
@@ -63,7 +68,7 @@ def test_a_catalogue_that_was_filtered_has_no_oracle(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def measured(trained):
     """The tiny bundle on the test split, under both protocols."""
-    return {seen: measure_bundle(trained.bundle, trained.store, "test", seen) for seen in ("keep", "exclude")}
+    return {seen: measure_bundles([trained.bundle], trained.store, "test", seen) for seen in ("keep", "exclude")}
 
 
 def test_a_table_has_the_model_its_blends_on_both_footings_the_baselines_and_the_oracle(trained, measured):
@@ -94,11 +99,11 @@ def test_the_two_protocols_are_two_tables(measured):
 
 
 def test_a_bundle_is_measured_as_it_was_trained_to_be_when_nothing_is_said(trained, measured):
-    assert measure_bundle(trained.bundle, trained.store, "test") == measured["keep"]
+    assert measure_bundles([trained.bundle], trained.store, "test") == measured["keep"]
 
 
 def test_the_blend_is_at_least_as_good_as_its_parts_where_its_weight_was_chosen(trained):
-    found = measure_bundle(trained.bundle, trained.store, "validation")
+    found = measure_bundles([trained.bundle], trained.store, "validation")
     rows = found["rows"]
     assert "blend (fit: train+validation)" not in rows
     assert rows["blend (fit: train)"]["ndcg@5"] == pytest.approx(max(found["blend"]["ndcg@5"].values()))
@@ -110,7 +115,7 @@ def test_the_weight_is_chosen_once(trained, measured):
     model, _ = open_tiger(trained.bundle)
     before = sorted(trained.store.root.glob("blend-*"))
     key = stage_keys(trained.config)["tiger"]
-    assert chosen_weight(trained.config, trained.store, model, key) == measured["keep"]["blend"]
+    assert chosen_weight(trained.config, trained.store, {key: model}) == measured["keep"]["blend"]
     assert sorted(trained.store.root.glob("blend-*")) == before
 
 
@@ -125,3 +130,38 @@ def test_the_text_shows_items_and_tuples_apart_and_what_the_numbers_depend_on(me
     for fact in ("seen: keep", "beam: 10", "users: 400", "seed: 0", "invalid_id_rate@5", "beam_agreement@5"):
         assert fact in "\n".join(lines)
     assert len({len(line) for line in lines[: len(rows) + 1]}) == 1
+
+
+def test_several_bundles_are_measured_alone_and_as_an_ensemble_that_is_blended(trained, another_seed, measured):
+    found = measure_bundles([trained.bundle, another_seed], trained.store, "test", "exclude")
+    rows = found["rows"]
+    assert list(rows)[:5] == [
+        "tiger bundle",
+        "tiger bundle-1",
+        "ensemble of 2",
+        "blend (fit: train)",
+        "blend (fit: train+validation)",
+    ]
+    assert rows["tiger bundle"] == measured["exclude"]["rows"]["tiger"]
+    assert found["protocol"]["seed"] == [0, 1]
+    model, _ = open_tiger(trained.bundle)
+    second, _ = open_tiger(another_seed)
+    interactions = open_interactions(trained.store, stage_keys(trained.config))
+    beams = [BeamRanker(m, Trie(m.codes_NC), trained.config.evaluation.beam_size) for m in (model, second)]
+    again = measure_rankers({"both": Ensemble(beams)}, interactions, "test", [5], "exclude")["both"]
+    assert rows["ensemble of 2"] == pytest.approx(again)
+    text = "\n".join(table_lines(found))
+    assert "ensemble + " in text
+    assert text.count("tiger bundle-1") == 2
+
+
+def test_bundles_of_one_name_or_of_other_data_are_no_ensemble(trained, another_seed, tmp_path):
+    with pytest.raises(InputError, match="distinct folder names"):
+        measure_bundles([trained.bundle, trained.bundle], trained.store, "test")
+    other = shutil.copytree(another_seed, tmp_path / "other")
+    tensors, facts = load_checkpoint(other / "model")
+    facts["config"]["dataset"]["synthetic"]["num_users"] = 401
+    shutil.rmtree(other / "model")
+    save_checkpoint(other / "model", tensors, facts)
+    with pytest.raises(InputError, match="another dataset"):
+        measure_bundles([trained.bundle, other], trained.store, "test")

@@ -262,7 +262,7 @@ def test_a_bundle_with_a_blend_recommends_by_it(trained, blended):
     model, _ = open_tiger(trained.store.path("tiger", keys["tiger"]))
     settings = tuned_item_to_item(config, trained.store)
     interactions = open_interactions(trained.store, keys)
-    weight = chosen_weight(config, trained.store, model, keys["tiger"])["weight"]
+    weight = chosen_weight(config, trained.store, {keys["tiger"]: model})["weight"]
     baseline = fit_baselines(interactions, "train+validation", settings)["item_to_item"]
     blend = Blend(BeamRanker(model, Trie(model.codes_NC), 50, room_for_seen=True), baseline, weight)
     recommender = Recommender.load(bundle)
@@ -297,3 +297,23 @@ def test_a_damaged_blend_is_refused(blended, tmp_path):
     (copy / "item_to_item" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="item_to_item"):
         Recommender.load(copy)
+
+
+def test_an_ensemble_recommends_by_the_mean_of_its_probabilities(trained, another_seed, recommender):
+    history = ids_of(recommender, [1, 2, 3])
+    singles = [Recommender.load(bundle).recommend([history], 40)[0] for bundle in (trained.bundle, another_seed)]
+    shares = [{r.item: np.exp(r.score) for r in found} for found in singles]
+    mean = {item: (shares[0][item] + shares[1][item]) / 2 for item in shares[0]}
+    found = Recommender.load(trained.bundle, another_seed).recommend([history], 40)[0]
+    assert [r.item for r in found] == sorted(mean, key=lambda item: -mean[item])
+    assert [np.exp(r.score) for r in found] == pytest.approx(sorted(mean.values(), reverse=True))
+
+
+def test_models_over_other_items_are_no_ensemble_and_new_items_have_no_place_in_one(trained, another_seed, tmp_path):
+    other = shutil.copytree(another_seed, tmp_path / "other")
+    rows = (other / "items.jsonl").read_text().splitlines()
+    (other / "items.jsonl").write_text("\n".join(reversed(rows)) + "\n")
+    with pytest.raises(InputError, match="ranks other items"):
+        Recommender.load(trained.bundle, other)
+    with pytest.raises(InputError, match="ensemble"):
+        Recommender.load(trained.bundle, another_seed).add_items([{"item": "NEW", "text": "a text"}])

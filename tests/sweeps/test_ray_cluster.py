@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +31,40 @@ def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConnectionError, match=address), start_ray():
             pass
+
+
+def test_a_port_where_something_else_answers_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(ConnectionError, match=f"what answers at {address} is no Ray head"), start_ray(address):
+            pass
+        server.shutdown()
+
+
+def test_a_port_that_takes_calls_and_says_nothing_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        since = time.monotonic()
+        with pytest.raises(ConnectionError, match=address), start_ray(address):
+            pass
+        assert time.monotonic() - since < 25
+
+
+def test_a_local_ray_asks_for_its_token(ray_cluster: None) -> None:
+    """The head's answer to one with another token and to one without any; nobody else can read its folders."""
+    address = ray.get_runtime_context().gcs_address
+    program = "import sys; from sweeps.ray_cluster import start_ray\nwith start_ray(sys.argv[1]): pass"
+    for stranger in ({"RAY_AUTH_TOKEN": "b" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        done = subprocess.run(
+            [sys.executable, "-c", program, address], env=os.environ | stranger, capture_output=True, text=True
+        )
+        assert f"ConnectionError: the Ray at {address} wants another token" in done.stderr
+        assert "b" * 64 not in done.stderr
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert session.parents[1].stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
