@@ -55,12 +55,7 @@ class Books:
         given = {"metric": "score", "max_failures": 1, "slots": slots, "stop_file": tmp_path / "stop"}
         run = _Run(self.missing, self.on_event, lambda: False, **given)
         run.queue = ScheduledQueue(
-            self,
-            Rule(),
-            history={},
-            epochs_of=lambda payload: None,
-            budget=None,
-            trial_seconds=run.trial_seconds,
+            self, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=run.trial_seconds
         )
         return run
 
