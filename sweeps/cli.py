@@ -257,10 +257,17 @@ def compare(
 @click.argument("name")
 @storage_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def status(name: str, storage: str, form: str) -> None:
+@click.option("--watch", "watched", is_flag=True, help="First look on until the sweep ends; from any machine.")
+def status(name: str, storage: str, form: str, watched: bool) -> None:
     """Print what a sweep has come to; reads the ledger only."""
-    with _exit_codes(name):
+    with _exit_codes(name, again=f"sweeps status {name} --watch" if watched else None):
         sweep = api.load(name, storage)
+        if watched:
+            from rich.console import Console
+
+            from sweeps.watch import watch
+
+            watch(sweep.ledger, Console(stderr=form == "json"))
         if form == "json":
             click.echo(json.dumps(sweep.status(), indent=1, sort_keys=True))
         else:
