@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -237,6 +238,47 @@ def status(name: str, storage: str, form: str) -> None:
             click.echo(json.dumps(sweep.status(), indent=1, sort_keys=True))
         else:
             _print_status(sweep.ledger, storage)
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--address", required=True, envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."
+)
+@click.option("--storage", required=True, help="Folder of all sweeps on the cluster, absolute, seen by all nodes.")
+@click.option(
+    "--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; may be repeated."
+)
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the log and leave with its exit code.")
+@name_option
+@trials_option
+@set_option
+def submit(
+    file: Path,
+    address: str,
+    storage: str,
+    pip: tuple[str, ...],
+    wait: bool,
+    name: str | None,
+    trials: int | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Run the sweep that FILE describes as a job of a Ray cluster; again: join that job or continue the sweep."""
+    spec = _spec(str(file), name, trials, assignments)
+    words = [*(["--name", name] if name else []), *(["--trials", str(trials)] if trials else [])]
+    words += [word for assignment in assignments for word in ("--set", assignment)]
+    with _exit_codes(spec.name, again="the same command"):
+        from sweeps.submission import Cluster, Request
+
+        request = Request(spec, file, words, storage, pip)
+        cluster = Cluster(address)
+        job = cluster.submit(request, lambda line: click.echo(printable(line), err=True))
+        stop = f"ray job stop --address {cluster.address} {job}"
+        click.echo(f"it does not need this shell; the same command follows it, and this stops it: {stop}", err=True)
+        if wait:
+            end = cluster.follow(job, lambda text: _print_lines(text.splitlines()))
+            click.echo(printable(end.sentence), err=True)
+            sys.exit(end.code)
 
 
 def _print_status(ledger: Ledger, storage: str) -> None:
