@@ -201,10 +201,13 @@ def train(words: tuple[str, ...], out: str | None, **options: Any) -> None:
 
     trained = train_model(run, store=artifacts, out=out)
     best = trained.best
-    _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
-    for k in run.evaluation.ks:
-        found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
-        _say("  " + "   ".join(found))
+    if run.train.refit:
+        _say(f"epoch {best['epoch']}, the last; validation items were learnt too, so only the test split can tell more")
+    else:
+        _say(f"best epoch {best['epoch']} of {len(trained.rows)} by validation {run.evaluation.monitor}:")
+        for k in run.evaluation.ks:
+            found = [f"{name}@{k} {best[f'{name}@{k}']:.4f}" for name in ("recall", "ndcg") if f"{name}@{k}" in best]
+            _say("  " + "   ".join(found))
     _say(f"bundle: {trained.bundle}")
     _say(f"next:   genrec evaluate {trained.bundle}")
 
@@ -304,11 +307,18 @@ def _inspect_bundle(
     type=click.Choice(["keep", "exclude", "both"]),
     help="Whether items of the history may be recommended; both: a table each; default as trained.",
 )
+@click.option("--beam", type=click.IntRange(min=1), help="Width of the beams; default as trained.")
 @store_option
 @threads_option
 @format_option
 def evaluate(
-    bundles: tuple[str, ...], split: str, seen: str | None, store: str | None, threads: int | None, form: str
+    bundles: tuple[str, ...],
+    split: str,
+    seen: str | None,
+    beam: int | None,
+    store: str | None,
+    threads: int | None,
+    form: str,
 ) -> None:
     """Measure a bundle on all users, beside blends, baselines and, where the truth is known, the oracle.
 
@@ -325,7 +335,7 @@ def evaluate(
     _set_threads(threads)
     artifacts = ArtifactStore(store) if store else default_store(validate_config(open_tiger(folders[0])[1]["config"]))
     protocols = cast("list[Seen | None]", ["keep", "exclude"] if seen == "both" else [seen])
-    measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol) for protocol in protocols]
+    measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol, beam) for protocol in protocols]
     if form == "json":
         named = {found["protocol"]["seen"]: found for found in measured}
         _say(json.dumps(named if seen == "both" else measured[0], indent=1, sort_keys=True))

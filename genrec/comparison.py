@@ -17,8 +17,8 @@ from typing import Any
 from genrec.artifacts import ArtifactStore
 from genrec.baselines import ItemToItemSettings, evaluate_baselines, fit_baselines, tune_item_to_item
 from genrec.blending import Blend, Ensemble, choose_weight
-from genrec.config import RunConfig, content_hash, validate_config
-from genrec.data.interactions import Interactions, Split
+from genrec.config import RunConfig, content_hash, validate_config, with_values
+from genrec.data.interactions import Fit, Interactions, Split
 from genrec.data.synthetic import SyntheticTruth, oracle
 from genrec.durable import write_json
 from genrec.errors import InputError
@@ -76,40 +76,42 @@ def chosen_weight(config: RunConfig, store: ArtifactStore, models: Mapping[str, 
 
 
 def measure_bundles(
-    bundles: Sequence[Path], store: ArtifactStore, split: Split, seen: Seen | None = None
+    bundles: Sequence[Path],
+    store: ArtifactStore,
+    split: Split,
+    seen: Seen | None = None,
+    beam_size: int | None = None,
 ) -> dict[str, Any]:
     """A bundle on all users of `split`, beside its blends and the references, under one protocol.
 
-    Several bundles, of one dataset, are also measured as an ensemble, which then is what is blended.
+    Several bundles, of one dataset and one footing, are also measured as an ensemble, which then is what is blended.
 
-    `seen`: `keep` or `exclude`; as the first was trained to be evaluated when None. Returns `rows` (`tiger`, or one a
-    bundle by its name), the `protocol` they were taken under, the `blend`'s weight, and what unconstrained and exact
-    `decoding` of the first tell on a sample of users.
+    `seen` (`keep` or `exclude`) and `beam_size`: as the first was trained to be evaluated when None. Returns `rows`
+    (`tiger`, or one a bundle by its name), the `protocol` they were taken under, the `blend`'s weight (None where a
+    refit model's cannot be known), and what unconstrained and exact `decoding` of the first tell on a sample of users.
     """
     opened = [open_tiger(bundle, pick_device()) for bundle in bundles]
     configs = [validate_config(facts["config"]) for _, facts in opened]
-    config = _one_dataset(bundles, configs)
-    config = config.model_copy(
-        update={"evaluation": config.evaluation.model_copy(update={"seen": seen or config.evaluation.seen})}
-    )
+    config = _comparable(bundles, configs, split)
+    evaluation = {"evaluation.seen": seen, "evaluation.beam_size": beam_size}
+    given = {key: value for key, value in evaluation.items() if value is not None}
+    config = validate_config(with_values(config.to_dict(), given))
     references = measure_references(config, store, split)
     interactions = open_interactions(store, stage_keys(config))
     rows, lists = {}, []
     for bundle, (model, facts) in zip(bundles, opened, strict=True):
         known = KnownLists(interactions.users, len(interactions.catalogue), config.evaluation.seen)
-        name = "tiger" if len(bundles) == 1 else f"tiger {bundle.name}"
-        found = evaluate(
+        rows[_name_of(bundle, len(bundles), config)] = evaluate(
             model, _trie(model), interactions, split, config.evaluation, facts["tuple_levels"], known=known
         )
-        rows[name] = found
         lists.append(known)
     together = ensemble_of(lists)
     if len(bundles) > 1:
         ranked = {f"ensemble of {len(bundles)}": together}
         rows |= measure_rankers(ranked, interactions, split, config.evaluation.ks, config.evaluation.seen)
-    models = {stage_keys(trained)["tiger"]: model for trained, (model, _) in zip(configs, opened, strict=True)}
-    blend = chosen_weight(config, store, models)
-    rows |= _measure_blends(config, store, split, together, blend["weight"])
+    blend = _weight_of(config, configs, [model for model, _ in opened], store)
+    if blend is not None:
+        rows |= _measure_blends(config, store, split, together, blend["weight"])
     for name in (name for name in BASELINES if name in references["baselines"]):
         row = references["baselines"][name]
         rows[f"{name} (fit: {row.pop('fit')})"] = row
@@ -125,15 +127,58 @@ def measure_bundles(
     }
 
 
+def _name_of(bundle: Path, count: int, config: RunConfig) -> str:
+    """Of a bundle's row: what was learnt is said where it is more than the training items."""
+    name = "tiger" if count == 1 else f"tiger {bundle.name}"
+    return f"{name} (fit: {config.train.fit_on})" if config.train.refit else name
+
+
+def blend_weight(config: RunConfig, store: ArtifactStore, model: Tiger) -> dict[str, Any]:
+    """`chosen_weight` for one config. A refit model's is that of the config as it was trained before.
+
+    Raises `InputError` where that training is not in the store.
+    """
+    found = _weight_of(config, [config], [model], store)
+    if found is None:
+        raise InputError(
+            "the weight of a blend is chosen on validation, which train.fit_on: train+validation learns; train the "
+            "same config first with --set train.fit_on=train, into the same store"
+        )
+    return found
+
+
+def _weight_of(
+    config: RunConfig, configs: Sequence[RunConfig], models: Sequence[Tiger], store: ArtifactStore
+) -> dict[str, Any] | None:
+    if not config.train.refit:
+        keys = [stage_keys(trained)["tiger"] for trained in configs]
+        return chosen_weight(config, store, dict(zip(keys, models, strict=True)))
+    keys = [stage_keys(before_refit(trained))["tiger"] for trained in configs]
+    if not all(store.has("tiger", key) for key in keys):
+        return None
+    before = {key: open_tiger(store.path("tiger", key), pick_device())[0] for key in keys}
+    return chosen_weight(before_refit(config), store, before)
+
+
+def before_refit(config: RunConfig) -> RunConfig:
+    """The config trained on training items alone, by which everything is chosen."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"fit_on": "train"})})
+
+
 def ensemble_of(rankers: Sequence[Ranker]) -> Ranker:
     """The mean of the rankers; a single one is itself."""
     return rankers[0] if len(rankers) == 1 else Ensemble(rankers)
 
 
-def _one_dataset(bundles: Sequence[Path], configs: Sequence[RunConfig]) -> RunConfig:
-    """The first config, where all are of one dataset and distinct names."""
+def _comparable(bundles: Sequence[Path], configs: Sequence[RunConfig], split: Split) -> RunConfig:
+    """The first config, where all are of one dataset and footing, have distinct names, and have not learnt `split`."""
     first, names = configs[0], [bundle.name for bundle in bundles]
     for bundle, config in zip(bundles, configs, strict=True):
+        if config.train.refit and split == "validation":
+            raise InputError(f"{bundle} has learnt the validation items (train.fit_on): measure it on the test split")
+        if config.train.fit_on != first.train.fit_on:
+            learnt = f"{first.train.fit_on} in {bundles[0]}, {config.train.fit_on} in {bundle}"
+            raise InputError(f"train.fit_on: {learnt}: two footings, which are never mixed")
         if stage_keys(config)["dataset"] != stage_keys(first)["dataset"]:
             raise InputError(f"{bundle} is of another dataset than {bundles[0]}: only one catalogue can be ranked")
     if len(set(names)) < len(names):
@@ -161,7 +206,6 @@ def table_lines(measured: dict[str, Any]) -> list[str]:
     items = [name for name in columns if not name.startswith("tuple_")]
     tuples = [name for name in columns if name.startswith("tuple_")]
     models = {name: row for name, row in rows.items() if name.startswith("tiger")}
-    blended, weight = "tiger" if len(models) == 1 else "ensemble", measured["blend"]["weight"]
     decoding = [f"{name} {value:.4f}" for name, value in measured["decoding"].items() if "@" in name]
     return [
         *_table(rows, items),
@@ -169,10 +213,17 @@ def table_lines(measured: dict[str, Any]) -> list[str]:
         "the same lists read as semantic-ID tuples, as papers count; not comparable with the rows above",
         *_table(models, tuples),
         "",
-        f"blend: {weight} {blended} + {1 - weight:.1f} item_to_item, the weight chosen on validation",
+        _blend_line(measured["blend"], "tiger" if len(models) == 1 else "ensemble"),
         f"decoding, on {measured['decoding']['users']} users: {'  '.join(decoding)}",
         "  ".join(f"{name}: {value}" for name, value in measured["protocol"].items()),
     ]
+
+
+def _blend_line(blend: dict[str, Any] | None, blended: str) -> str:
+    if blend is None:
+        return "no blend: its weight is chosen by the same config trained without train.fit_on; the store has none"
+    weight = blend["weight"]
+    return f"blend: {weight} {blended} + {1 - weight:.1f} item_to_item, the weight chosen on validation"
 
 
 def _measure(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str, Any]:
@@ -193,10 +244,12 @@ def _measure(config: RunConfig, store: ArtifactStore, split: Split) -> dict[str,
 def _measure_blends(
     config: RunConfig, store: ArtifactStore, split: Split, model: Ranker, weight: float
 ) -> dict[str, dict[str, float]]:
-    """The model with item-to-item, one row a footing: counts of training items, and on test of validation too."""
+    """The model with item-to-item, one row a footing: counts of training items, and on test of validation too, which is
+    the only footing of a model that has learnt them."""
     interactions, settings = open_interactions(store, stage_keys(config)), tuned_item_to_item(config, store)
     blends: dict[str, Ranker] = {}
-    for fit in ("train", "train+validation") if split == "test" else ("train",):
+    fits: list[Fit] = ["train", "train+validation"] if split == "test" else ["train"]
+    for fit in fits[1:] if config.train.refit else fits:
         baseline = fit_baselines(interactions, fit, settings)["item_to_item"]
         blends[f"blend (fit: {fit})"] = Blend(model, baseline, weight)
     return measure_rankers(blends, interactions, split, config.evaluation.ks, config.evaluation.seen)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from genrec.models.tiger import Tiger, load_tiger
 from genrec.models.tokenizers import Tokenizer, load_tokenizer, save_tokenizer, tokenizer_folder
 from genrec.ranks import rank_and_world
 from genrec.semantic_ids import Health, SemanticIds, assign_ids
+from genrec.tracking import TrackedRun, TrainingCurve, open_tracker, tracked_alone
 from genrec.trainers.fit import Report
 from genrec.trainers.rqvae_trainer import train_tokenizer
 from genrec.trainers.tiger_trainer import train_tiger
@@ -50,7 +51,7 @@ Launch = Callable[[Loop, dict[str, Any]], None]
 class PipelineResult:
     """Keys of all stages that ran, and which of them were made here or found finished."""
 
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[Stage, str] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 
@@ -76,16 +77,17 @@ def run_pipeline(
     stages: tuple[Stage, ...] | None = None,
     report: Report | None = None,
     launch: Launch | None = None,
+    tracked: TrackedRun | None = None,
 ) -> PipelineResult:
     """Make sure that every stage up to `until`, or those of `stages`, is in the store.
 
-    `report` gets TIGER's epochs when no `launch` is given.
+    `report` gets TIGER's epochs when no `launch` is given. `tracked`: what trackers call the run.
     """
     keys = stage_keys(config)
     result = PipelineResult()
     run = launch or (lambda loop, argument: loop(argument, report or _no_report))
     for stage in stages or STAGES[: STAGES.index(until) + 1]:
-        argument = {"stage": stage, "config": config.to_dict(), "store": str(store.root)}
+        argument = {"stage": stage, "config": config.to_dict(), "store": str(store.root), "tracked": tracked}
         _, built = store.ensure(stage, keys[stage], functools.partial(_build, argument, keys, run), logger.info)
         result.keys[stage] = keys[stage]
         (result.trained if built else result.reused).append(stage)
@@ -117,13 +119,16 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
     config = validate_config(argument["config"])
     store, folder = ArtifactStore(argument["store"]), Path(argument["folder"])
     keys = stage_keys(config)
+    tracked: TrackedRun = argument["tracked"] or tracked_alone(config)
     if argument["stage"] == "tokenizer":
         vectors_NE = open_embeddings(store, keys)
         if config.tokenizer.pretrained_rqvae_path:
             tokenizer = open_pretrained(config.tokenizer, vectors_NE.shape[1])
+        elif config.tokenizer.kind == "rkmeans":
+            tokenizer = train_tokenizer(config.tokenizer, vectors_NE)
         else:
-            report_some, checkpoints = _log_tenth(config), folder / "checkpoints"
-            tokenizer = train_tokenizer(config.tokenizer, vectors_NE, report=report_some, folder=checkpoints)
+            tracked = replace(tracked, name=f"tokenizer-{keys['tokenizer']}", job_type="tokenizer")
+            tokenizer = _tracked_tokenizer(config, vectors_NE, tracked, folder / "checkpoints")
         if rank_and_world()[0] == 0:
             save_tokenizer(folder / "model", tokenizer)
         return
@@ -134,7 +139,13 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
 
     ids = open_ids(store, keys)
     model, fitted = train_tiger(
-        config, open_interactions(store, keys), ids, report=tell, folder=folder / "checkpoints", device=pick_device()
+        config,
+        open_interactions(store, keys),
+        ids,
+        report=tell,
+        folder=folder / "checkpoints",
+        device=pick_device(),
+        tracked=tracked,
     )
     facts = {
         "config": config.to_dict(),
@@ -145,6 +156,19 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
     }
     if rank_and_world()[0] == 0:
         save_checkpoint(folder / "model", model.state_dict(), facts)
+
+
+def _tracked_tokenizer(config: RunConfig, vectors_NE: Tensor, run: TrackedRun, checkpoints: Path) -> Tokenizer:
+    """Train it; its epochs go to the log, every tenth of them, and to the trackers."""
+    log_some = _log_tenth(config)
+    with open_tracker(config.tracking, run, config.to_dict()) as tracker:
+        curve = TrainingCurve(tracker, config.tracking.wandb_log_interval)
+
+        def tell(row: dict[str, Any]) -> None:
+            log_some(row)
+            curve.log_epoch(row)
+
+        return train_tokenizer(config.tokenizer, vectors_NE, report=tell, folder=checkpoints)
 
 
 def make_vectors(config: RunConfig, interactions: Interactions) -> np.ndarray:
@@ -247,7 +271,7 @@ def _tokenizer_identity(config: RunConfig) -> dict[str, Any]:
 
 def _tiger_identity(config: RunConfig) -> dict[str, Any]:
     """What decides which model is learnt and kept; not what is written meanwhile or done with it afterwards."""
-    unread = {"checkpoint_interval"}
+    unread = {"checkpoint_interval"} | ({"fit_on"} if not config.train.refit else set())
     if not config.train.augmentation:
         unread |= {"crop_probability", "mask_probability", "reorder_probability"}
     return {

@@ -29,7 +29,7 @@ from genrec.artifacts import ArtifactStore
 from genrec.baselines import ItemToItem, ItemToItemSettings
 from genrec.blending import Blend
 from genrec.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from genrec.comparison import chosen_weight, ensemble_of, tuned_item_to_item
+from genrec.comparison import blend_weight, ensemble_of, tuned_item_to_item
 from genrec.config import RunConfig, validate_config
 from genrec.data.cooccurrence import pad_vectors
 from genrec.data.interactions import Histories, Items
@@ -83,14 +83,15 @@ def _save_blend(config: RunConfig, store: ArtifactStore, folder: Path) -> None:
     """Item-to-item counts of what `evaluation.blend_fit` says, and the model's weight that validation chose."""
     keys = stage_keys(config)
     interactions, settings = open_interactions(store, keys), tuned_item_to_item(config, store)
-    offsets, items = interactions.fit_sequences(config.evaluation.blend_fit)
+    fit = config.train.fit_on if config.train.refit else config.evaluation.blend_fit
+    offsets, items = interactions.fit_sequences(fit)
     baseline = ItemToItem.fit(offsets, items, len(interactions.catalogue), settings)
     model, _ = open_tiger(folder, pick_device())
-    blend = chosen_weight(config, store, {keys["tiger"]: model})
+    blend = blend_weight(config, store, model)
     arrays = {name: getattr(baseline.counts_NN, name) for name in ("data", "indices", "indptr")}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     tensors["discount_N"] = torch.from_numpy(baseline.discount_N)
-    facts = {"settings": asdict(settings), "fit": config.evaluation.blend_fit, **blend}
+    facts = {"settings": asdict(settings), "fit": fit, **blend}
     save_checkpoint(folder / "item_to_item", tensors, facts)
 
 

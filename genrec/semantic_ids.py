@@ -41,14 +41,23 @@ class Health:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def faults(self) -> list[str]:
+    def figures(self) -> dict[str, float]:
+        """Flat, one number a name: `health/collision_rate`, `health/usage_1` and so on."""
+        found: dict[str, float] = {"collision_rate": self.collision_rate, "largest_group": self.largest_group}
+        for name, levels in (("usage", self.usage), ("perplexity", self.perplexity)):
+            found |= {f"{name}_{level}": value for level, value in enumerate(levels, 1)}
+        return {f"health/{name}": value for name, value in found.items()}
+
+    def faults(self, max_collision_rate: float = MAX_COLLISION_RATE, min_usage: float = MIN_USAGE) -> list[str]:
         """Why these IDs are unhealthy, in words; empty when they are not."""
         found = []
-        if self.collision_rate > MAX_COLLISION_RATE:
-            found.append(f"{self.collision_rate:.1%} of the items share their tuple (above {MAX_COLLISION_RATE:.0%})")
+        if self.collision_rate > max_collision_rate:
+            found.append(
+                f"{self.collision_rate:.1%} of the items share their tuple (above {100 * max_collision_rate:.3g}%)"
+            )
         for level, usage in enumerate(self.usage, 1):
-            if usage < MIN_USAGE:
-                found.append(f"level {level} uses {usage:.0%} of its codes (below {MIN_USAGE:.0%})")
+            if usage < min_usage:
+                found.append(f"level {level} uses {100 * usage:.3g}% of its codes (below {100 * min_usage:.3g}%)")
         return found
 
 

@@ -2,8 +2,8 @@
 
 The record of a run is on disk (`metrics.jsonl`); a tracker has a copy. So it may never fail or delay training: each one
 works in a thread of its own, its first error is told once and silences it, and at the end it is waited for only so
-long. Weights & Biases is imported here alone, only when asked for, and writes offline without a key or a network
-(`wandb sync` uploads it later); `WANDB_MODE` overrides that. No secret is logged.
+long. Weights & Biases is imported here alone, only when asked for, and writes offline without a key or a network, and
+in a sweep in any case (`genrec.uploads` uploads it later); `WANDB_MODE` overrides that. No secret is logged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from genrec.config import content_hash
+from genrec.config import RunConfig, content_hash
 from genrec.errors import InputError
 from genrec.progress import TrainingStep
 from genrec.ranks import rank_and_world
@@ -43,21 +44,71 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 MASK = "***"
 
 
-def open_tracker(config: TrackingConfig, name: str, folder: Path, run_config: dict[str, Any]) -> Tracker:
-    """The trackers that `config` asks for. `name` is that of the run: with the same name it is continued.
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a run is called: with the same project, group and name it is continued. Its files go to `folder`/`name`."""
 
-    Files go below `folder`. Only the first rank tracks.
+    name: str
+    folder: str
+    group: str | None = None
+    job_type: str | None = None
+    tags: tuple[str, ...] = ()
+    offline: bool = False
+    "write offline even where there is a key and a server answers"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / self.name
+
+    def id_in(self, project: str) -> str:
+        """Depends on nothing but the names, so that a run that starts again goes on."""
+        return content_hash([project, self.name] if self.group is None else [project, self.group, self.name])
+
+
+def tracked_alone(config: RunConfig) -> TrackedRun:
+    """The name of a training that belongs to no sweep."""
+    return TrackedRun(f"tiger-{config.hash}", str(Path(config.save_dir_root) / "tracking"))
+
+
+def require_trackers(config: TrackingConfig) -> None:
+    """Refuse, before any work is done, a config that asks for a tracker that is not installed (`InputError`)."""
+    for package, setting in _asked_for(config).items():
+        if importlib.util.find_spec(package) is None:
+            fix = f"pip install 'genrec-sweeps[{package}]'"
+            raise InputError(f"tracking.{setting} is on, but {package} is not installed; fix: {fix}")
+
+
+def open_tracker(config: TrackingConfig, run: TrackedRun, run_config: dict[str, Any]) -> Tracker:
+    """The trackers that `config` asks for; one that is not installed on this machine is passed over with a warning.
+
+    Only the first rank tracks.
     """
     if rank_and_world()[0] > 0:
         return Tracker([])
     found: list[_Threaded] = []
-    if config.wandb_logging:
-        _require("wandb", "tracking.wandb_logging")
-        found.append(_Threaded("Weights & Biases", WandbRun(config.wandb_project, name, folder, masked(run_config))))
-    if config.tensorboard:
-        _require("tensorboard", "tracking.tensorboard")
-        found.append(_Threaded("TensorBoard", TensorBoardRun(folder / "tensorboard")))
+    for package in _asked_for(config):
+        if importlib.util.find_spec(package) is None:
+            logger.warning("%s is not installed here; going on without it", package)
+        elif package == "wandb":
+            tags = (*run.tags, *config.wandb_tags)
+            destination = WandbRun(config.wandb_project, replace(run, tags=tags), masked(run_config))
+            found.append(_Threaded("Weights & Biases", destination))
+        else:
+            found.append(_Threaded("TensorBoard", TensorBoardRun(run.path / "tensorboard")))
     return Tracker(found)
+
+
+def track_bundle(config: RunConfig, run: TrackedRun, bundle: Path) -> None:
+    """Log a bundle as an artifact of its run, if the config asks for that."""
+    if config.tracking.wandb_logging and config.tracking.wandb_artifact:
+        with open_tracker(config.tracking, run, config.to_dict()) as tracker:
+            tracker.keep(bundle, f"{run.group or 'genrec'}-{run.name}")
+
+
+def _asked_for(config: TrackingConfig) -> dict[str, str]:
+    """Package -> the setting that asks for it."""
+    asked = {"wandb": "wandb_logging", "tensorboard": "tensorboard"}
+    return {package: setting for package, setting in asked.items() if getattr(config, setting)}
 
 
 def masked(value: Any, name: str = "") -> Any:
@@ -84,6 +135,16 @@ class Tracker:
         """Values at an optimizer step, or at an epoch."""
         for tracker in self._trackers:
             tracker.log(values, step, axis)
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Figures of the run as a whole."""
+        for tracker in self._trackers:
+            tracker.summarise(values)
+
+    def keep(self, folder: Path, name: str) -> None:
+        """The files of `folder` as an artifact, where the tracker has such a thing. They must stay where they are."""
+        for tracker in self._trackers:
+            tracker.keep(folder, name)
 
     def finish(self) -> None:
         """Nothing more comes."""
@@ -131,6 +192,10 @@ class _Destination(Protocol):
 
     def write(self, values: Values, step: int, axis: Axis) -> None: ...
 
+    def summarise(self, values: dict[str, Any]) -> None: ...
+
+    def keep(self, folder: Path, name: str) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -139,12 +204,18 @@ class _Threaded:
 
     def __init__(self, title: str, destination: _Destination):
         self._title, self._destination = title, destination
-        self._queue: queue.SimpleQueue[tuple[Values, int, Axis] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"tracking {title}", daemon=True)
         self._thread.start()
 
     def log(self, values: Values, step: int, axis: Axis = "step") -> None:
-        self._queue.put((values, step, axis))
+        self._queue.put(lambda: self._destination.write(values, step, axis))
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        self._queue.put(lambda: self._destination.summarise(values))
+
+    def keep(self, folder: Path, name: str) -> None:
+        self._queue.put(lambda: self._destination.keep(folder, name))
 
     def finish(self) -> None:
         self._queue.put(None)
@@ -155,8 +226,8 @@ class _Threaded:
     def _work(self) -> None:
         try:
             self._destination.open()
-            while (item := self._queue.get()) is not None:
-                self._destination.write(*item)
+            while (call := self._queue.get()) is not None:
+                call()
             self._destination.close()
         except Exception as error:
             logger.warning("%s is off for this run: %s", self._title, masked(f"{type(error).__name__}: {error}"))
@@ -166,14 +237,14 @@ class _Threaded:
 
 
 class WandbRun:
-    """A run of Weights & Biases, named by its run, with the optimizer step and the epoch as axes."""
+    """A run of Weights & Biases, with the optimizer step and the epoch as axes."""
 
-    def __init__(self, project: str, name: str, folder: Path, run_config: dict[str, Any]):
-        self._project, self._name, self._folder, self._config = project, name, folder, run_config
+    def __init__(self, project: str, tracked: TrackedRun, run_config: dict[str, Any]):
+        self._project, self._tracked, self._config = project, tracked, run_config
         self._run: Any = None
 
     def open(self) -> None:
-        mode = wandb_mode()
+        mode = wandb_mode(self._tracked.offline)
         try:
             self._run = self._started(mode)
         except Exception as error:
@@ -187,23 +258,27 @@ class WandbRun:
         for axis, metrics in (("step", "train/*"), ("epoch", "epoch/*")):
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(metrics, step_metric=axis)
-        where = self._run.url if mode == "online" else f"{mode}, below {self._folder / 'wandb'}"
+        where = self._run.url if mode == "online" else f"{mode}, below {self._tracked.path / 'wandb'}"
         logger.info("Weights & Biases: %s", where)
 
     def _started(self, mode: Mode) -> Any:
         import wandb
 
-        self._folder.mkdir(parents=True, exist_ok=True)
+        run = self._tracked
+        run.path.mkdir(parents=True, exist_ok=True)
         # It must not read the repository, the terminal or the program, nor wait for a server for long.
         settings = wandb.Settings(
             console="off", disable_git=True, disable_code=True, silent=True, init_timeout=20, finish_timeout=30
         )
         return wandb.init(
             project=self._project,
-            name=self._name,
-            id=content_hash([self._project, self._name]),
+            name=run.name,
+            group=run.group,
+            job_type=run.job_type,
+            tags=run.tags,
+            id=run.id_in(self._project),
             resume="allow",
-            dir=str(self._folder),
+            dir=str(run.path),
             config=self._config,
             mode=mode,
             settings=settings,
@@ -211,6 +286,16 @@ class WandbRun:
 
     def write(self, values: Values, step: int, axis: Axis) -> None:
         self._run.log(_named(values, axis) | {axis: step})
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        self._run.summary.update(masked(values))
+
+    def keep(self, folder: Path, name: str) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(name, type="model")
+        artifact.add_dir(str(folder), policy="immutable")  # else the files are copied to the home folder first
+        self._run.log_artifact(artifact)
 
     def close(self) -> None:
         self._run.finish()
@@ -232,6 +317,14 @@ class TensorBoardRun:
         for name, value in _named(values, axis).items():
             self._writer.add_scalar(name, value, step)
 
+    def summarise(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, 0)
+
+    def keep(self, folder: Path, name: str) -> None:
+        """Event files hold no files."""
+
     def close(self) -> None:
         self._writer.close()
 
@@ -243,17 +336,22 @@ def _forget_failed_start() -> None:
     wandb.teardown()
 
 
-def wandb_mode() -> Mode:
-    """`WANDB_MODE` if it is set; else online where there is a key and the server answers."""
+def wandb_mode(offline: bool = False) -> Mode:
+    """`WANDB_MODE` if it is set; else online where there is a key and the server answers, unless `offline`."""
     said = os.environ.get("WANDB_MODE")
     if said in ("online", "offline", "disabled", "shared"):
         return said  # type: ignore[return-value]
-    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    return "online" if _has_key(urlsplit(address).hostname or "") and _answers(address) else "offline"
+    return "online" if not offline and has_key() and server_answers() else "offline"
 
 
-def _answers(address: str) -> bool:
-    """Whether a server says anything at all, also through a proxy."""
+def server_address() -> str:
+    """Of Weights & Biases, or of one's own installation of it."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def server_answers() -> bool:
+    """Whether the server says anything at all, also through a proxy."""
+    address = server_address()
     if urlsplit(address).scheme not in ("http", "https"):
         return False
     try:
@@ -265,11 +363,12 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _has_key(host: str) -> bool:
+def has_key() -> bool:
+    """Whether the environment or netrc has a key for the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc().authenticators(urlsplit(server_address()).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -277,10 +376,3 @@ def _has_key(host: str) -> bool:
 def _named(values: Values, axis: Axis) -> Values:
     prefix = "train" if axis == "step" else "epoch"
     return {f"{prefix}/{name}": float(value) for name, value in values.items()}
-
-
-def _require(package: str, setting: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{setting} is on, but {package} is not installed; fix: pip install 'genrec-sweeps[{package}]'"
-        )

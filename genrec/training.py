@@ -26,6 +26,7 @@ from genrec.pipeline import Loop, open_ids, open_tiger, run_pipeline, stage_keys
 from genrec.ranks import message_device, rank_and_world
 from genrec.recommender import export_bundle
 from genrec.semantic_ids import SemanticIds
+from genrec.tracking import require_trackers, track_bundle, tracked_alone
 from genrec.trainers.fit import Report
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,12 @@ def train_model(
     """
     store = store or default_store(config)
     folder = Path(out) if out else Path(config.save_dir_root) / "models" / config.hash
+    require_trackers(config.tracking)
     with _workers(report) as workers:
         if workers.rank == 0:
             run_pipeline(config, store, launch=workers.launch)
             export_bundle(config, store, folder)
+            track_bundle(config, tracked_alone(config), folder)
     _, facts = open_tiger(folder)
     return TrainedModel(folder, facts["best"], facts["rows"])
 

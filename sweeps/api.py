@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig, load_config, nearest
+from genrec.config import RunConfig, load_config
 from genrec.errors import InputError
+from sweeps.folders import is_sweep, sweep_folder
 from sweeps.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -151,14 +152,44 @@ def start(
     from sweeps.ledger import Ledger
 
     folder = Path(storage) / spec.name
-    if resume and _is_sweep(folder):
-        return _continue(folder, address, quiet)
+    if resume and is_sweep(folder):
+        return _resume(spec.name, storage=storage, address=address, quiet=quiet)
     return _drive(Ledger.create(folder, spec), address, quiet)
 
 
-def resume(name: str, *, storage: str | Path = STORAGE, address: str | None = None, quiet: bool = False) -> Sweep:
-    """Continue a sweep after a crash, a kill or an interruption. A finished one is left as it is."""
-    return _continue(sweep_folder(name, storage), address, quiet)
+def resume(
+    name: str,
+    *,
+    trials: int | None = None,
+    time: float | str | None = None,
+    file: str | Path | None = None,
+    storage: str | Path = STORAGE,
+    address: str | None = None,
+    quiet: bool = False,
+) -> Sweep:
+    """Continue a sweep after a crash, a kill or an interruption, or with more to do. A finished one for which nothing
+    changes is left as it is.
+
+    Args:
+        trials, time: other limits of the search, both in all, with what was run before; time in seconds or as `2h`.
+        file: the sweep's file as it was edited: a wider space, other finalists, other resources. What contradicts the
+            record raises `InputError` with a line for every key, and changes nothing.
+    """
+    from sweeps.ledger import Ledger
+
+    folder = sweep_folder(name, storage)
+    sweep = Sweep(folder)
+    limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
+    spec = sweep.spec if file is None else load_spec(file, {"name": name})
+    if limits:
+        data = spec.to_dict()
+        spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
+    if sweep.state == "finished" and spec == sweep.spec:
+        return sweep
+    return _drive(Ledger.open(folder), address, quiet, spec)
+
+
+_resume = resume  # `start` has a switch of this name
 
 
 def load(name: str, storage: str | Path = STORAGE) -> Sweep:
@@ -186,9 +217,10 @@ def reevaluate(
         raise InputError(f"top_k and seeds must be 1 or more, got {chosen}")
     folder = sweep_folder(name, storage)
     with Ledger.open(folder) as ledger:
-        if not ledger.finalist_runs():
+        if ledger.fact("phase") not in ("finalists", "finished"):
             raise InputError(f"sweep {name}: its search is not done yet; continue with: sweeps resume {name}")
-        ledger.set_fact("reevaluation", (ledger.fact("reevaluation") or {}) | chosen)
+        known = ledger.fact("reevaluation") or {}
+        ledger.set_fact("reevaluation", known | chosen | {"revisions": len(ledger.revisions)})
         ledger.mark("finalists")
         return _drive(ledger, address, quiet)
 
@@ -235,19 +267,6 @@ def compare(
     )
 
 
-def sweep_folder(name: str, storage: str | Path = STORAGE) -> Path:
-    """The folder of a sweep; a wrong name is answered with the nearest."""
-    folder = Path(storage) / name
-    if Path(name).name != name or not _is_sweep(folder):
-        known = [path.parent.name for path in Path(storage).glob("*/ledger.journal")]
-        raise InputError(f"no sweep {name!r} in {storage}{nearest(name, known)}")
-    return folder
-
-
-def _is_sweep(folder: Path) -> bool:
-    return (folder / "ledger.journal").is_file()
-
-
 def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Those of the sweep, and those of its base config; what both have is the sweep's."""
     settings = {
@@ -258,20 +277,15 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return {key: value for key, value in overrides.items() if key not in settings}, settings
 
 
-def _continue(folder: Path, address: str | None, quiet: bool) -> Sweep:
-    from sweeps.ledger import Ledger
-
-    sweep = Sweep(folder)
-    return sweep if sweep.state == "finished" else _drive(Ledger.open(folder), address, quiet)
-
-
-def _drive(ledger: Ledger, address: str | None, quiet: bool) -> Sweep:
+def _drive(ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None) -> Sweep:
     from rich.console import Console
 
     from sweeps.driver import drive
     from sweeps.live import LiveView
 
     with ledger:
+        if spec is not None:
+            ledger.revise(spec)
         view = LiveView(ledger, Console(stderr=True, quiet=quiet))
         with view.shown():
             drive(ledger, address=address, on_event=view.on_event, say=view.say)

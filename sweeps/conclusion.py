@@ -18,6 +18,7 @@ from genrec.config import RunConfig
 from genrec.durable import write_text
 from genrec.pipeline import open_interactions, stage_keys
 from genrec.recommender import export_bundle
+from genrec.tracking import track_bundle
 from sweeps.finalists import (
     BASE,
     compare_finalists,
@@ -33,8 +34,9 @@ from sweeps.finalists import (
 from sweeps.leaderboard import in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import Measured, measure, measure_ensemble
-from sweeps.records import FinalistRun
+from sweeps.records import FinalistRun, finalist_id
 from sweeps.significance import Ranked
+from sweeps.trial import tracked_sweep, tracked_trial
 
 ENSEMBLE = "ensemble"
 
@@ -114,6 +116,8 @@ def _export(ledger: Ledger, store: ArtifactStore, row: dict[str, Any], runs: Seq
     best = max(_of(row["trial"], runs), key=lambda run: sign * float(run.result["validation"][metric]))
     config = config_of_run(ledger, best)
     export_bundle(config, store, ledger.folder / "bundle")
+    run = tracked_trial(tracked_sweep(ledger.folder), finalist_id(best.finalist, best.seed), config)
+    track_bundle(config, run, ledger.folder / "bundle")
     head = [
         f"# Winner of the sweep {ledger.spec.name}: {row['trial']}, seeds {row['seeds']}; this is seed {best.seed}."
     ]

@@ -7,19 +7,25 @@ was: `run` and `resume` differ only in how the ledger is opened.
 from __future__ import annotations
 
 import functools
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
+from genrec.tracking import require_trackers
+from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, start_ray
-from sweeps.ray_tune import Asha, OnEvent, run_queue
-from sweeps.trial import run_trial
+from sweeps.ray_tune import OnEvent, run_queue
+from sweeps.records import TrialRecord
+from sweeps.sharing import SharedStages
+from sweeps.stopping import rule_of
+from sweeps.trial import GATE, run_trial, tracked_sweep
 
 
 class SweepFailed(RuntimeError):
@@ -32,8 +38,9 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
+    require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
-        if not ledger.finalist_runs():
+        if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
@@ -49,15 +56,17 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
             _discard(store, ledger.config_of(int(task_id.rsplit("-", 1)[1])))
         on_event(event, task_id, data)
 
-    scheduler = spec.scheduler
-    asha = Asha(grace_epochs=scheduler.grace_epochs, reduction_factor=scheduler.reduction_factor)
+    scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
     run_queue(
         ledger,
-        scheduler="none" if scheduler.type == "none" else asha,
+        rule=rule_of(scheduler, spec.mode, _most_epochs(ledger)),
         history=_curves(ledger),
-        max_epochs=_most_epochs(ledger),
-        **_common(ledger, store, tell),
+        epochs_of=lambda payload: payload["config"]["train"]["epochs"],
+        budget=budget,
+        # A paused trial goes on from its last checkpoint: that has to be the epoch at which it paused.
+        **_common(ledger, store, tell, checkpoint_interval=0.0 if scheduler.type == "promote" else None),
     )
+    _end_search(ledger, budget.reason)
     records = ledger.trials()
     for record in records:
         if record.status in ("stopped", "failed"):
@@ -65,7 +74,38 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     if not ledger.select(1):
         ledger.mark("failed")
         reasons = sorted({record.reason or record.status for record in records})
-        raise SweepFailed(f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]))
+        raise SweepFailed(
+            f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]) + _gated(records)
+        )
+
+
+def _gated(records: Sequence[TrialRecord]) -> str:
+    """What to do where the health gate has left nothing."""
+    count = sum((record.reason or "").startswith(GATE) for record in records)
+    return f"\nthe {GATE} stopped {count}; fix: loosen `health`, or search other tokenizers" if count else ""
+
+
+class _LedgerBudget(Budget):
+    """The budget of a sweep's search; what trials spend is noted in the ledger as it grows."""
+
+    def __init__(self, ledger: Ledger):
+        known = [value for curve in _curves(ledger).values() for _, value in curve]
+        best = (max(known) if ledger.spec.mode == "max" else min(known)) if known else None
+        super().__init__(ledger.spec, elapsed=lambda: ledger.elapsed, spent=ledger.earlier_trial_seconds, best=best)
+        self._ledger = ledger
+
+    def reached(self, trial_seconds: float) -> str | None:
+        self._ledger.note_trial_seconds(trial_seconds)
+        return super().reached(trial_seconds)
+
+
+def _end_search(ledger: Ledger, limit: str | None) -> None:
+    """Keep why the search ended; a trial that was interrupted and that the budget does not let go on ends with it."""
+    ledger.stop_reason = limit or ledger.stop_reason
+    ledger.set_fact("stop_reason", ledger.stop_reason)
+    for record in ledger.trials():
+        if limit and record.status == "running":
+            ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
 
 
 def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:
@@ -77,18 +117,26 @@ def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Ca
     how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
     say(f"re-evaluating {len(chosen)} trials and the base config, {how}")
     queue = FinalistQueue(ledger, plans)
-    run_queue(queue, scheduler="none", max_epochs=_most_epochs(ledger), **_common(ledger, store, on_event))
+    run_queue(queue, **_common(ledger, store, on_event))
     if not summarise(current_runs(ledger)):
         ledger.mark("failed")
         reasons = sorted({str(run.result.get("reason")) for run in current_runs(ledger)})
         raise SweepFailed("no finalist came to its end: " + "; ".join(reasons[:5]))
 
 
-def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str, Any]:
+def _common(
+    ledger: Ledger, store: ArtifactStore, on_event: OnEvent, checkpoint_interval: float | None = None
+) -> dict[str, Any]:
     spec = ledger.spec
     resources = spec.resources
     return {
-        "function": functools.partial(run_trial, store=str(store.root)),
+        "function": functools.partial(
+            run_trial,
+            store=str(store.root),
+            health=spec.health.model_dump(),
+            tracked=tracked_sweep(ledger.folder),
+            checkpoint_interval=checkpoint_interval,
+        ),
         "name": spec.name,
         "folder": ledger.folder,
         "resources": Resources(
@@ -98,19 +146,19 @@ def _common(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> dict[str
         ),
         "max_concurrent": resources.max_concurrent,
         "metric": spec.metric,
-        "mode": spec.mode,
         "max_failures": spec.max_failures,
+        "missing": SharedStages(store),
         "on_event": on_event,
     }
 
 
 def _curves(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
-    """The recorded epochs of the search's trials, from which the scheduler's rungs are rebuilt."""
+    """The recorded epochs of the search's trials that did not fail, from which the scheduler goes on."""
     metric = ledger.spec.metric
     return {
-        record.id: [(row["epoch"], row[metric]) for row in record.epochs if metric in row]
+        record.id: [(row["epoch"], row[metric]) for row in record.epochs if math.isfinite(row.get(metric, math.nan))]
         for record in ledger.trials()
-        if record.duplicate_of is None
+        if record.duplicate_of is None and record.status != "failed"
     }
 
 

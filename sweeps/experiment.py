@@ -16,27 +16,28 @@ from typing import Any
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.comparison import protocol
-from genrec.config import RunConfig, config_keys, content_hash, load_config, validate_config, with_values
+from genrec.config import RunConfig, content_hash, load_config, validate_config, with_values
 from genrec.data.interactions import Split
 from genrec.durable import write_json
 from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
+from sweeps.differences import differing_settings
 from sweeps.driver import SweepFailed
+from sweeps.driver_lock import DriverLock
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.journal import JOURNAL, DriverLock
+from sweeps.folders import is_sweep
 from sweeps.leaderboard import aligned, in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
 from sweeps.ray_cluster import Resources, start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
-from sweeps.trial import run_trial
+from sweeps.trial import run_trial, tracked_sweep
 
 FOLDER = ".comparisons"
-_OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evaluation.batch_size")
-"settings, or sections of them, that two configs may differ in without being different"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def run_experiment(
     store = ArtifactStore(storage.absolute() / ARTIFACTS)
     identity = [[side.config.to_dict(), side.seeds] for side in sides]
     folder = storage / FOLDER / f"{sides[0].name}-{sides[1].name}-{content_hash(identity)[:8]}"
-    tasks = Trainings(sides, ["validation"] if split == "validation" else ["validation", "test"], say)
+    tasks = Trainings(sides, _splits(sides, split), say)
     folder.mkdir(parents=True, exist_ok=True)
     lock = DriverLock(folder)
     lock.acquire()
@@ -120,6 +121,17 @@ def run_experiment(
         return experiment
     finally:
         lock.release()
+
+
+def _splits(sides: Sequence[Side], split: Split) -> list[Split]:
+    """What is measured: validation as well, which costs little, unless the models have learnt it."""
+    if sides[0].config.train.refit:
+        if split == "validation":
+            raise InputError(
+                "train.fit_on: the validation items are learnt, so they can't be compared on; --split test"
+            )
+        return ["test"]
+    return ["validation"] if split == "validation" else ["validation", "test"]
 
 
 def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> list[Side]:
@@ -136,6 +148,11 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
         raise InputError(f"{a} and {b} train the same model: nothing to compare")
     if keys[0]["dataset"] != keys[1]["dataset"]:
         raise InputError(f"{a} and {b} have different data, so no user can be compared; set the same dataset for both")
+    if first.train.fit_on != second.train.fit_on:
+        raise InputError(
+            f"train.fit_on: {first.train.fit_on} in {a}, {second.train.fit_on} in {b}: two footings, whose numbers are "
+            "never compared"
+        )
     if first.evaluation.seen != second.evaluation.seen:
         raise InputError(
             f"evaluation.seen: {first.evaluation.seen} in {a}, {second.evaluation.seen} in {b}: two protocols, whose "
@@ -144,19 +161,9 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
     return sides
 
 
-def differing_settings(a: RunConfig, b: RunConfig) -> dict[str, list[Any]]:
-    """Config path -> the two values, where they differ."""
-    found = {}
-    for key in config_keys():
-        values = [functools.reduce(lambda node, part: node[part], key.split("."), c.to_dict()) for c in (a, b)]
-        if values[0] != values[1] and not {key, key.split(".")[0]} & set(_OWN):
-            found[key] = values
-    return found
-
-
 def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> Side:
     folder = storage / text
-    if Path(text).name == text and (folder / JOURNAL).is_file():
+    if Path(text).name == text and is_sweep(folder):
         return _winner(name, Ledger.read(folder), seeds, overrides)
     config = load_config(text, overrides)
     return Side(name, config, tuple(range(config.seed, config.seed + seeds)))
@@ -232,13 +239,12 @@ def _train(
 ) -> None:
     run_queue(
         tasks,
-        functools.partial(run_trial, store=str(store.root)),
+        functools.partial(run_trial, store=str(store.root), tracked=tracked_sweep(folder)),
         name=folder.name,
         folder=folder,
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),
         metric=sides[0].config.evaluation.monitor,
-        mode="max",
-        max_epochs=max(side.config.train.epochs for side in sides),
+        missing=SharedStages(store),
         on_event=tasks.on_event,
     )
     if tasks.failures:

@@ -40,8 +40,12 @@ def plan_finalists(
 
 
 def finalists_of(ledger: Ledger) -> FinalistsSpec:
-    """How many finalists and seeds: as the sweep's file says, or as the last `reevaluate` did."""
-    return ledger.spec.finalists.model_copy(update=ledger.fact("reevaluation") or {})
+    """How many finalists and seeds: as the sweep's file says, or as the last `reevaluate` did, whichever is later."""
+    chosen = dict(ledger.fact("reevaluation") or {})
+    later = ledger.revisions[chosen.pop("revisions", 0) :]
+    if any(key.startswith("finalists.") for revision in later for key in revision.difference):
+        return ledger.spec.finalists
+    return ledger.spec.finalists.model_copy(update=chosen)
 
 
 def note_plan(ledger: Ledger, plans: Sequence[PlannedRun]) -> None:

@@ -34,6 +34,8 @@ def _trial_row(record: TrialRecord, parameters: list[str]) -> dict[str, Any]:
         "seconds": record.duration,
         "seed": record.seed,
         "reason": record.reason,
+        "collision_rate": record.health.get("collision_rate"),
+        "min_usage": min(record.health.get("usage") or [None]),
         "trained": ", ".join(record.trained),
         "reused": ", ".join(record.reused),
         "node": record.node,

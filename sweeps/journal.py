@@ -1,81 +1,22 @@
-"""The files around a ledger: who drives the sweep, and whether the journal's end is whole.
+"""The journal file of a ledger: whether its end is whole.
 
 A process that is killed while it appends leaves a last line without its newline. The next append would join it and make
-the journal unreadable, so the tail is cut before a writer opens it. The lock is the kernel's: it ends with its owner.
+the journal unreadable, so the tail is cut before a writer opens it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from genrec.durable import write_text
-
 JOURNAL = "ledger.journal"
-LOCK = "driver.lock"
-DRIVER = "driver.json"
-_WAIT_FOR_PROBES = 0.5  # seconds; a reader that asks `is_driven` holds the lock for an instant
 
 
 class LedgerError(RuntimeError):
     """The record of a sweep cannot be used as asked; the message says why and what to do."""
-
-
-class DriverLock:
-    """The right to write a sweep's ledger, for one process at a time."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._lock = FileLock(folder / LOCK, thread_local=False)
-
-    def acquire(self) -> None:
-        """Take the lock and leave a note who has it. Raises `LedgerError` naming the process that has it."""
-        try:
-            self._lock.acquire(timeout=_WAIT_FOR_PROBES, poll_interval=0.05)
-        except Timeout:
-            driver = read_driver(self._folder)
-            who = "another process"
-            if driver:
-                who = f"pid {driver.get('pid')} on {driver.get('host')} since {driver.get('started')}"
-            raise LedgerError(f"sweep {self._folder.name} is being driven by {who}") from None
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        note = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-        write_text(self._folder / DRIVER, json.dumps(note) + "\n")
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def read_driver(folder: Path) -> dict[str, Any] | None:
-    """Host, pid and start of the last driver; it may be gone."""
-    try:
-        note = json.loads((folder / DRIVER).read_text())
-    except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) else None
-
-
-def is_driven(folder: Path) -> bool:
-    """Whether a driver is alive, asked of the kernel without waiting or writing."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def repair_tail(path: Path) -> None:

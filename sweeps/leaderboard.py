@@ -6,7 +6,9 @@ Plain aligned text: it reads the same on a terminal, in a log file and in a pull
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from genrec.artifacts import ARTIFACTS
@@ -70,12 +72,12 @@ def _finalist_tables(status: dict[str, Any]) -> list[str]:
 
 
 def _finalist_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
-    return [_row(row, f"{row['trial']} ({_count(len(row['seeds']), 'seed')})", names) for row in status["finalists"]]
+    return [_row(row, f"{row['trial']} ({counted(len(row['seeds']), 'seed')})", names) for row in status["finalists"]]
 
 
 def _ensemble_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
     row = status["ensemble"]
-    return [_row(row, f"ensemble of {len(row['members'])} ({_count(row['seeds'], 'seed')})", names)] if row else []
+    return [_row(row, f"ensemble of {len(row['members'])} ({counted(row['seeds'], 'seed')})", names)] if row else []
 
 
 def _row(row: dict[str, Any], name: str, metrics: Sequence[str]) -> list[str]:
@@ -88,7 +90,8 @@ def plus_minus(value: dict[str, float], seeds: int) -> str:
     return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if seeds > 1 else "")
 
 
-def _count(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """`1 trial`, `3 trials`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -105,16 +108,17 @@ def _next_commands(ledger: Ledger, storage: str) -> list[str]:
     folder = ledger.folder
     option = "" if storage == "runs" else f" --storage {storage}"
     return [
-        f"genrec recommend {folder}/bundle --history {_example_history(ledger)} -k 10",
+        f"genrec recommend {folder}/bundle --history {shlex.quote(example_history(folder))} -k 10",
         f"genrec evaluate {folder}/bundle --store {folder.parent}/{ARTIFACTS}",
-        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS}",
+        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS} --set train.fit_on=train+validation",
+        f"sweeps report {ledger.spec.name}{option}",
         f"sweeps status {ledger.spec.name}{option} --format json",
     ]
 
 
-def _example_history(ledger: Ledger) -> str:
-    """Two items of the catalogue."""
-    with open(ledger.folder / "bundle" / "items.jsonl", encoding="utf-8") as file:
+def example_history(folder: Path) -> str:
+    """Two items of the catalogue of a sweep's bundle."""
+    with open(folder / "bundle" / "items.jsonl", encoding="utf-8") as file:
         return ",".join(json.loads(line)["item"] for line, _ in zip(file, range(2), strict=False))
 
 

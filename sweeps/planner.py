@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import statistics
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig
 from genrec.errors import InputError
+from sweeps.budget import Budget, hours
 from sweeps.costs import Shape, memory_bytes, parameters
-from sweeps.rehearsal import REPEATS, Outcome, Played, rehearse
+from sweeps.rehearsal import REPEATS, Clock, Outcome, Played, rehearse
 from sweeps.space import Point
 from sweeps.spec import SweepSpec
+from sweeps.stopping import rule_of
 from sweeps.throughput import Speed, Work, Workbench, measure_speed, recorded_speed
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class Plan:
     slots: int
     cpus_per_trial: float
     gpus_per_trial: float
+    price_per_hour: float | None = None
+    "of what one trial holds"
     search: Stage | None = None
     finalists: Stage | None = None
     speed: Speed | None = None
@@ -113,6 +118,12 @@ class Plan:
             return None
         return (self.search.busy_seconds + self.finalists.busy_seconds) / 3600 * per_trial
 
+    @property
+    def cost(self) -> float | None:
+        """Of search and finalists, where a price is known."""
+        hours = self.hours(1.0)
+        return None if hours is None or self.price_per_hour is None else hours * self.price_per_hour
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; also the numbers that are computed from others."""
         return asdict(self) | {
@@ -121,6 +132,7 @@ class Plan:
             "trained_share": self.trained_share,
             "cpu_hours": self.hours(self.cpus_per_trial),
             "gpu_hours": self.hours(self.gpus_per_trial),
+            "cost": self.cost,
         }
 
     def write(self, folder: Path) -> Path:
@@ -276,6 +288,7 @@ def make_plan(
         slots=slots,
         cpus_per_trial=spec.resources.cpus_per_worker * spec.resources.workers,
         gpus_per_trial=spec.resources.gpus_per_worker * spec.resources.workers,
+        price_per_hour=spec.budget.price_per_hour,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if speed is None:
@@ -338,30 +351,38 @@ def _played(work: Work, speed: Speed, epochs: int | None = None) -> Played:
 
 
 def _search_time(spec: SweepSpec, works: Sequence[Work], trials: int | None, slots: int, speed: Speed) -> Stage:
-    """The search, rehearsed many times; a sweep that only time ends is played with trials enough to fill it."""
+    """The search, rehearsed many times; a sweep without a number of trials is played with enough to spend its budget.
+
+    Nobody knows when a `target` will be reached: the plan is that of a sweep that does not reach it."""
     played = [_played(work, speed) for work in works]
     if trials is None:
         shortest = min(trial.epoch_seconds for trial in played)
-        trials = min(MAX_CONFIGS, int(slots * ((spec.budget.time or 0) / max(shortest, 1e-3) + 1)))
+        trials = min(MAX_CONFIGS, int(slots * (_seconds_allowed(spec, slots) / max(shortest, 1e-3) + 1)))
     played = [played[index % len(played)] for index in range(trials)]
-    asha = None
-    if spec.scheduler.type != "none":
-        asha = (spec.scheduler.grace_epochs, spec.scheduler.reduction_factor)
     longest = max(work.epochs for work in works)
-    repeats = REPEATS if asha else 1
-    outcomes = [
-        rehearse(
-            played,
-            slots,
-            start_seconds=speed.start,
-            asha=asha,
-            longest=longest,
-            seconds=spec.budget.time,
-            seed=seed,
+    outcomes = []
+    for seed in range(1 if spec.scheduler.type == "none" else REPEATS):
+        clock = Clock()
+        outcomes.append(
+            rehearse(
+                played,
+                slots,
+                start_seconds=speed.start,
+                rule=rule_of(spec.scheduler, "max", longest),
+                budget=Budget(spec, elapsed=clock.time, target=False),
+                clock=clock,
+                seed=seed,
+            )
         )
-        for seed in range(repeats)
-    ]
     return _stage(outcomes)
+
+
+def _seconds_allowed(spec: SweepSpec, slots: int) -> float:
+    """How long the search may take with all slots busy, by the tightest of its limits."""
+    budget, an_hour = spec.budget, hours(3600, spec.resources)
+    an_hour["cost"] = budget.price_per_hour or 0.0
+    limits = [3600 / slots * limit / an_hour[name] for name in an_hour if (limit := getattr(budget, name)) is not None]
+    return min([*limits, budget.time or math.inf])
 
 
 def _stage(outcomes: Sequence[Outcome]) -> Stage:
@@ -481,13 +502,16 @@ def plan_lines(plan: Plan) -> list[str]:
     stopping = ""
     if plan.trained_share is not None and plan.trained_share < 0.999:
         stopping = f"; early stopping leaves {plan.trained_share:.0%} of {plan.epochs_without_stopping} epochs"
-    spread = f"{_clock(plan.search.low_seconds)} to {_clock(plan.search.high_seconds)}"
+    if plan.trials is not None and plan.search.runs < plan.trials:
+        stopping += f"; the budget ends it after {plan.search.runs} trials"
+    cost = f", {plan.cost:.2f} at {plan.price_per_hour:g} an hour of a trial" if plan.cost is not None else ""
+    spread = f"{clock(plan.search.low_seconds)} to {clock(plan.search.high_seconds)}"
     return [
         *lines,
-        f"  search            {_clock(plan.search.seconds)} ({spread}){stopping}",
-        f"  finalists         {_clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
-        f"  in all            {_clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
-        f"{plan.hours(plan.gpus_per_trial) or 0.0:.2f} GPU-hours",
+        f"  search            {clock(plan.search.seconds)} ({spread}){stopping}",
+        f"  finalists         {clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
+        f"  in all            {clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
+        f"{plan.hours(plan.gpus_per_trial) or 0.0:.2f} GPU-hours{cost}",
         f"  speed             {plan.speed.source}",
     ]
 
@@ -505,7 +529,8 @@ def _short(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1 h 5 min`, `3 min 20 s`, `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"

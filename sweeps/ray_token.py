@@ -12,7 +12,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from genrec.errors import InputError
 

@@ -1,6 +1,7 @@
 """Run the tasks of a queue as Ray Tune trials: the queue decides and remembers, Ray is the muscle.
 
-Tune asks `_Searcher` for configurations, which asks the queue; `_Reporter` tells the queue what became of them.
+Tune asks `_Searcher` for configurations and `_Judge` at every epoch, which ask the queue; `_Reporter` tells the queue
+what became of them. A task that the queue pauses has ended for Tune, and comes again as a new trial of Tune's.
 Nothing of Tune's own state is ever restored: a run that ends, by a kill, a signal or its budget, leaves unfinished
 tasks untold, and the next `run_queue` over the same queue gets them again. The only module that imports ray.tune.
 """
@@ -20,30 +21,31 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.ray_cluster import DRIVER_CPUS, Resources, free_reservations_of_the_dead, trials_at_once
+from sweeps.records import Stopped, Task
+from sweeps.scheduled_queue import Budget, Ending, Queue, ScheduledQueue
+from sweeps.stopping import GO, Curve, Rule, Verdict
 from sweeps.warm_process import fresh_process_state, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
 Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 OnEvent = Callable[[str, str, dict[str, Any]], None]
-Curve = Sequence[tuple[int, float]]
+Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
@@ -72,40 +74,6 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
 
 
-class Task(Protocol):
-    """What to run: `id` names logs and directories, `payload` is plain JSON."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def payload(self) -> dict[str, Any]: ...
-
-
-class Queue(Protocol):
-    """Hands out tasks and is told what became of them."""
-
-    def next(self) -> Task | None: ...
-    def report(self, task_id: str, metrics: dict[str, Any]) -> None: ...
-    def finish(
-        self, task_id: str, status: Literal["stopped", "completed", "failed"], result: dict[str, Any]
-    ) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asha:
-    """Asynchronous successive halving: after `grace_epochs`, and at every multiple by `reduction_factor`, only the best
-    1/`reduction_factor` of the trials that came that far go on."""
-
-    grace_epochs: int = 1
-    reduction_factor: float = 3
-
-    def __post_init__(self) -> None:
-        if self.grace_epochs < 1:
-            raise ValueError(f"grace_epochs must be 1 or more, got {self.grace_epochs}")
-        if self.reduction_factor <= 1:
-            raise ValueError(f"reduction_factor must be above 1, got {self.reduction_factor}")
-
-
 def run_queue(
     queue: Queue,
     function: TrialFunction,
@@ -114,28 +82,40 @@ def run_queue(
     folder: Path,
     resources: Resources | None = None,
     max_concurrent: int | None = None,
-    scheduler: Literal["none"] | Asha = "none",
     metric: str,
-    mode: Literal["min", "max"],
     max_failures: int = 2,
-    max_epochs: int,
+    rule: Rule | None = None,
     history: Mapping[str, Curve] | None = None,
+    epochs_of: Callable[[dict[str, Any]], int | None] = lambda payload: None,
+    budget: Budget | None = None,
+    missing: Missing = lambda task: frozenset(),
     on_event: OnEvent = lambda event, task_id, data: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run tasks until the queue has no more, `should_stop` says so, or a signal arrives. Ray must be initialised.
+    """Run tasks until the queue has no more, the budget is spent, `should_stop` says so, or a signal arrives. Ray must
+    be initialised.
 
-    `function(payload, report, launch)` runs in a process of the cluster: `report(metrics)` once an epoch, with "epoch"
-    and `metric` in it; `launch(loop, argument)` runs `loop(argument, report)` under Ray Train with this trial's
-    resources. What it returns is the task's result; the result also gets reason, duration (seconds, all attempts of
-    this call) and node. `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
+    `report(metrics)` once an epoch, with "epoch" and `metric` in it; `launch(loop, argument)` runs
+    `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
+    result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
+    `report({"_notes": {...}})` puts entries into the result however the trial ends.
 
-    An exception in `function`, or a `metric` that is not finite, fails the task. A process that dies is replaced up to
-    `max_failures` times, on the same task; `function` continues from its own files. `history` holds the recorded
-    curves (task id -> epochs and values, oldest first) from which ASHA's rungs are rebuilt.
+    An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
+    stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
+    own files.
+
+    `rule` may stop a task after an epoch, or pause it: its process then takes another task, and `function` is called
+    anew when it is promoted. What is never promoted ends as stopped. `history` holds the recorded curves (task id ->
+    epochs and values, oldest first) from which the rule goes on; `epochs_of(payload)` tells a task's last epoch, after
+    which nothing stops it. Once `budget` is spent no task is started and running ones stop at their next epoch.
+
+    `missing(task)` names what the task would make first and other tasks could use. While a running task makes some of
+    it the task is held back, without a slot, and another is handed out that can run; so that a queue that learns from
+    results is not emptied ahead of them, no more tasks are held back than can run at once.
 
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
-    gets ("started" | "report" | "finished", task id, data) after the queue was told.
+    gets ("waiting" | "started" | "report" | "paused" | "finished", task id, data) after the queue was told.
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
@@ -153,17 +133,31 @@ def run_queue(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     settings = _Settings(name=name, folder=str(folder), resources=resources, max_failures=max_failures)
-    run = _Run(queue, on_event, should_stop, metric, max_failures, settings.stop_file)
+    run = _Run(
+        missing,
+        on_event,
+        should_stop,
+        metric=metric,
+        max_failures=max_failures,
+        slots=slots,
+        stop_file=settings.stop_file,
+    )
+    run.queue = ScheduledQueue(
+        queue,
+        rule or Rule(),
+        history=history or {},
+        epochs_of=epochs_of,
+        budget=budget,
+        trial_seconds=run.trial_seconds,
+    )
     with _quiet(), _signals(run):
-        _tuner(run, function, settings, slots, _scheduler(scheduler, metric, mode, max_epochs, history or {})).fit()
+        _tuner(run, function, settings, slots).fit()
     if resources.workers > 1:
         free_reservations_of_the_dead(wait_seconds=RELEASE_SECONDS)
     run.settle()
 
 
-def _tuner(
-    run: _Run, function: TrialFunction, settings: _Settings, slots: int, scheduler: TrialScheduler
-) -> tune.Tuner:
+def _tuner(run: _Run, function: TrialFunction, settings: _Settings, slots: int) -> tune.Tuner:
     process = type("TrialProcess", (_TrialProcess,), {"function": staticmethod(function), "settings": settings})
     in_group = settings.resources.workers > 1
     each = {"cpu": settings.resources.cpus_per_worker, "gpu": settings.resources.gpus_per_worker}
@@ -171,7 +165,7 @@ def _tuner(
         tune.with_resources(process, {"cpu": DRIVER_CPUS} if in_group else each),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(run),
-            scheduler=scheduler,
+            scheduler=_Judge(run),
             num_samples=-1,  # until the searcher has finished
             max_concurrent_trials=slots,
             reuse_actors=not in_group,  # a group takes tens of seconds anyway, and its driver must end with it
@@ -187,18 +181,6 @@ def _tuner(
             failure_config=tune.FailureConfig(max_failures=0),  # _Run hands a task out again by itself
         ),
     )
-
-
-def _scheduler(
-    scheduler: Literal["none"] | Asha,
-    metric: str,
-    mode: Literal["min", "max"],
-    max_epochs: int,
-    history: Mapping[str, Curve],
-) -> TrialScheduler:
-    if scheduler == "none":
-        return FIFOScheduler()
-    return _SeededAsha(scheduler, metric, mode, max_epochs, history)
 
 
 @contextlib.contextmanager
@@ -248,28 +230,35 @@ def _signals(run: _Run) -> Iterator[None]:
 
 
 class _Run:
-    """The books of one `run_queue`: which task is out, since when, how often its process died."""
+    """The books of one `run_queue`: which task is out, how long it ran, what it makes, how often its process died."""
+
+    queue: ScheduledQueue
 
     def __init__(
         self,
-        queue: Queue,
+        missing: Missing,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        *,
         metric: str,
         max_failures: int,
+        slots: int,
         stop_file: Path,
     ):
         self.signum: int | None = None
         self.metric = metric
-        self._queue = queue
+        self._missing = missing
         self._on_event = on_event
         self._should_stop = should_stop
         self._max_failures = max_failures
+        self._slots = slots
         self._stop_file = stop_file
         self._stopping = False
         self._error: Exception | None = None
-        self._again: deque[Task] = deque()
         self._open: dict[str, _Open] = {}
+        self._held: list[_Open] = []  # of the open ones those that no process runs, in the order of their turn
+        self._paused: dict[str, _Open] = {}
+        self._ended_seconds = 0.0
 
     def __deepcopy__(self, memo: Any) -> _Run:
         return self  # Tune copies searchers and callbacks; there is one queue
@@ -281,14 +270,42 @@ class _Run:
         """A task to start now; None: there is none now, see `is_over`."""
         if self.stopping():
             return None
-        if self._again:
-            return self._again.popleft()
         with self._kept():
-            task = self._queue.next()
-            if task is not None:
-                self._open[task.id] = _Open(task, time.monotonic())
-            return task
+            if self._held and self.queue.spent():
+                self._drop_held()
+            ready = next((task for task in self._held if self._can_start(task)), None)
+            if ready is not None:
+                self._held.remove(ready)
+            else:
+                ready = self._first_new_that_can_start()
+            if ready is not None:
+                ready.running = True
+                return ready.task
         return None
+
+    def _first_new_that_can_start(self) -> _Open | None:
+        """Of the queue's next tasks; those before it are held back."""
+        while len(self._held) < self._slots:
+            task = self.queue.next()
+            if task is None:
+                return None
+            new = self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
+            if self._can_start(new):
+                return new
+            self._held.append(new)
+            self._on_event("waiting", task.id, {"for": sorted(new.makes)})
+        return None
+
+    def _drop_held(self) -> None:
+        """The budget is spent: what no process runs is not started any more."""
+        for task in self._held:
+            del self._open[task.task.id]
+        self._held.clear()
+
+    def _can_start(self, task: _Open) -> bool:
+        """Whether no running task makes what this one needs. Notes what it will make itself."""
+        task.makes = self._missing(task.task)
+        return not any(task.makes & other.makes for other in self._open.values() if other.running)
 
     def is_over(self) -> bool:
         """No task is out, so none can come back."""
@@ -303,7 +320,12 @@ class _Run:
             self._stop_file.touch()  # the drivers of worker groups look for it
         return self._stopping
 
+    def trial_seconds(self) -> float:
+        """What all tasks together ran so far."""
+        return self._ended_seconds + sum(task.seconds for task in (*self._open.values(), *self._paused.values()))
+
     def started(self, task_id: str) -> None:
+        self._open[task_id].go()
         with self._kept():
             self._on_event("started", task_id, {"attempt": self._open[task_id].deaths + 1})
 
@@ -316,9 +338,16 @@ class _Run:
                 value = metrics.get(self.metric, 0.0)
                 if not math.isfinite(value):
                     task.fault = f"{self.metric} is {value} at epoch {task.epoch}"
-                self._queue.report(task_id, metrics)
+                self.queue.report(task_id, metrics)
             if metrics:
                 self._on_event("report", task_id, metrics)
+
+    def judge(self, task_id: str, metrics: Mapping[str, Any]) -> Verdict:
+        """What becomes of the task after this epoch; asked before `reported`."""
+        task = self._open[task_id]
+        with self._kept():
+            task.verdict = self.queue.judge(task_id, metrics["epoch"], metrics.get(self.metric))
+        return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:
         """Must the trial end because its metric is not a number? Asked before `reported`."""
@@ -327,39 +356,62 @@ class _Run:
     def ended(self, task_id: str, final: Mapping[str, Any] | None, node: str | None) -> None:
         """The trial's process is fine and the trial over; `final` is its last word, None if it was stopped before."""
         task = self._open[task_id]
+        task.halt()
+        task.node = node
         if task.fault:
             self._finish(task, "failed", {"reason": task.fault, "node": node})
+        elif final is None and task.verdict.action == "pause":
+            self._pause(task)
         elif final is None:
-            self._finish(task, "stopped", {"reason": f"stopped by the scheduler at epoch {task.epoch}", "node": node})
+            self._finish(task, "stopped", {"reason": task.verdict.reason, "node": node})
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
         else:
-            self._finish(task, "failed", {"reason": final["reason"], "node": node})
+            self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
     def died(self, task_id: str, reason: str, node: str | None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
         task = self._open[task_id]
+        task.halt()
         task.deaths += 1
         if task.deaths <= self._max_failures:
-            self._again.append(task.task)
+            task.running = False
+            self._held.insert(0, task)
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
 
     def settle(self) -> None:
-        """After Tune has ended: raise what has to be raised."""
+        """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
+        with self._kept():
+            self.queue.spent()  # notes what was spent
         if self._error is not None:
             raise self._error
         if self.signum is not None:
             raise Interrupted(self.signum)
         if self._open and not self._stopping:
             raise Interrupted(signal.SIGUSR1)  # the one signal that Tune keeps to itself
+        if not self._stopping:
+            for task_id, reason in self.queue.never_promoted().items():
+                task = self._paused.get(task_id) or _Open(self.queue.task(task_id))
+                self._finish(task, "stopped", {"reason": reason, "node": task.node})
+        if self._error is not None:
+            raise self._error
 
-    def _finish(self, task: _Open, status: Literal["stopped", "completed", "failed"], result: dict[str, Any]) -> None:
-        result = {**task.notes, **result, "duration": time.monotonic() - task.since}
+    def _pause(self, task: _Open) -> None:
         with self._kept():
-            self._queue.finish(task.task.id, status, result)
-            del self._open[task.task.id]
+            self.queue.pause(task.task.id)
+            self._paused[task.task.id] = self._open.pop(task.task.id)
+            task.running = False
+            self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
+
+    def _finish(self, task: _Open, status: Ending, result: dict[str, Any]) -> None:
+        result = {**task.notes, **result, "duration": task.seconds}
+        with self._kept():
+            self.queue.finish(task.task.id, status, result)
+            self._open.pop(task.task.id, None)
+            self._paused.pop(task.task.id, None)
+            self._ended_seconds += task.seconds
             self._on_event("finished", task.task.id, {"status": status, **result})
 
     @contextlib.contextmanager
@@ -373,15 +425,32 @@ class _Run:
 
 
 class _Open:
-    """A task that is out."""
+    """A task that is out, or paused."""
 
-    def __init__(self, task: Task, since: float):
+    def __init__(self, task: Task):
         self.task = task
-        self.since = since  # monotonic seconds
+        self.running = False
+        self.makes: frozenset[str] = frozenset()
         self.deaths = 0
         self.epoch: int | None = None
+        self.verdict = GO
+        self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def go(self) -> None:
+        """Its process has it now."""
+        self._since = time.monotonic()
+
+    def halt(self) -> None:
+        self._seconds, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """How long it held a process."""
+        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
 
 class _Searcher(Searcher):
@@ -462,46 +531,20 @@ def _why(error: BaseException | None) -> str:
     return f"{by_signal[0]}, {detail}" if by_signal else detail[:500]
 
 
-class _SeededAsha(AsyncHyperBandScheduler):
-    """Ray's ASHA with rungs that hold tasks, not Tune trials: from recorded curves, and over a task's attempts.
+class _Judge(FIFOScheduler):
+    """Tune's view of the rule and the budget. To Tune a paused trial has ended, so that it holds nothing."""
 
-    The last epoch never stops a trial: it has nothing left to save and a result to hand over.
-    """
-
-    def __init__(self, asha: Asha, metric: str, mode: str, max_epochs: int, history: Mapping[str, Curve]):
-        grace = min(asha.grace_epochs, max_epochs)
-        super().__init__(
-            time_attr=f"{METRICS}/epoch",
-            metric=f"{METRICS}/{metric}",
-            mode=mode,
-            max_t=max_epochs,
-            grace_period=grace,
-            reduction_factor=asha.reduction_factor,
-            stop_last_trials=False,
-        )
-        for task_id, curve in history.items():
-            for epoch, value in curve:
-                self._decide(task_id, epoch, value)
-
-    def _decide(self, task_id: str, epoch: int, value: float) -> str:
-        if not math.isfinite(value):
-            return TrialScheduler.CONTINUE  # _Stopper ends it, and a rung must not hold it
-        decision = self._brackets[0].on_result(SimpleNamespace(trial_id=task_id), epoch, self._metric_op * value)
-        return TrialScheduler.CONTINUE if epoch >= self._max_t else decision
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Nothing to remember of a Tune trial."""
+    def __init__(self, run: _Run):
+        super().__init__()
+        self._run = run
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if self._time_attr not in result or self._metric not in result:
+        prefix = f"{METRICS}/"
+        metrics = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
+        if "epoch" not in metrics:
             return TrialScheduler.CONTINUE
-        return self._decide(_task_of(trial)["id"], result[self._time_attr], result[self._metric])
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Its last result was already seen."""
-
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Nothing to forget."""
+        verdict = self._run.judge(_task_of(trial)["id"], metrics)
+        return TrialScheduler.CONTINUE if verdict.action == "go" else TrialScheduler.STOP
 
 
 # ---- in the process of a trial -------------------------------------------------------------------------------------
@@ -568,14 +611,17 @@ class _TrialProcess(FunctionTrainable):
 def _run_task(
     function: TrialFunction, settings: _Settings, task: dict[str, Any], stopped: Callable[[], bool]
 ) -> dict[str, Any]:
-    """The task's last word: {"status": "completed", "result"} or {"status": "failed", "reason"}."""
+    """The task's last word: {"status": "completed", "result"} or {"status": "failed" or "stopped", "reason"}."""
     payload = task["payload"]
     with output_to(settings.log(task["id"])) as log:
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         try:
-            result = function(payload, _report(stopped), _launch(settings, task, stopped))
+            result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
+        except Stopped as stop:
+            _say(log, task["id"], f"stopped: {stop}")
+            return {"status": "stopped", "reason": str(stop)}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")

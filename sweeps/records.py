@@ -15,6 +15,10 @@ STATUSES: tuple[Status, ...] = ("waiting", "running", "stopped", "completed", "f
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+class Stopped(Exception):
+    """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Something to run: `id` names its folder and log, `payload` is plain JSON."""
@@ -47,6 +51,8 @@ class TrialRecord:
     grid_index: int | None = None
     objectives: dict[str, float] = field(default_factory=dict)
     "the metric and what it stands against, by name"
+    health: dict[str, Any] = field(default_factory=dict)
+    "of its semantic IDs (`genrec.semantic_ids.Health`), once they are there"
 
 
 class PlannedRun(NamedTuple):

@@ -218,12 +218,12 @@ class Space:
         if path in self.derived:
             points = self.trial_points() + list(itertools.islice(self._corners(list(self.parameters), {}), 1000))
             feasible = [point for point in points if self.infeasible_reason(base, point) is None]
-            return [_value_at(self.values(base, point), path) for point in feasible]
+            return [value_at(self.values(base, point), path) for point in feasible]
         found = []
         for name, parameter in self.parameters.items():
             if path in paths_of(name, parameter):
                 found += [settings_of(name, parameter, value)[path] for value in parameter.probes]
-        return found or [_value_at(base, path)]
+        return found or [value_at(base, path)]
 
     def infeasible_share(self, base: Mapping[str, Any], tries: int = 200) -> tuple[float, str | None]:
         """Share of infeasible points among `trial_points`, and the reason of the first."""
@@ -232,7 +232,8 @@ class Space:
         return len(reasons) / len(points), reasons[0] if reasons else None
 
 
-def _value_at(config: Mapping[str, Any], path: str) -> Any:
+def value_at(config: Mapping[str, Any], path: str) -> Any:
+    """What a nested dict has at a config path."""
     value: Any = config
     for part in path.split("."):
         value = value[part]

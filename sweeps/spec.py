@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from genrec.config import (
     ConfigError,
@@ -28,7 +28,8 @@ from genrec.config import (
 )
 from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
-from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
+from genrec.strict_yaml import YamlDocument, YamlError, load_yaml, parse_yaml
+from sweeps.ledger_url import checked_url
 from sweeps.parameters import Float, Int
 from sweeps.space import Space, setting_value
 from sweeps.space_file import fault, parse_space, show
@@ -43,6 +44,8 @@ _READ_BY = {
     "multivariate": ("tpe",),
     "population": ("cma-es", "nsga2"),
 }
+_STOPPING = ("median", "asha", "promote")
+_SCHEDULER_READ_BY = {"reduction_factor": ("asha", "promote"), "min_trials": ("median",)}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -74,21 +77,38 @@ class SamplerSpec(Section):
 
 
 class SchedulerSpec(Section):
-    """Whether weak trials are stopped early."""
+    """Whether weak trials are stopped early (`median`, `asha`), or all pause and the best go on (`promote`)."""
 
-    type: Literal["none", "asha"] = "none"
+    type: Literal["none", "median", "asha", "promote"] = "none"
     grace_epochs: PositiveInt = 1
     "epochs that every trial gets"
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    "`asha`, `promote`: of so many trials one goes on at a rung; the next rung is so many times as many epochs away"
+    min_trials: PositiveInt = 3
+    "`median`: trials that must have come as far before one is stopped"
+
+
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class BudgetSpec(Section):
-    """When no new trial is started any more: the first limit that is reached counts."""
+    """When the search ends: the first limit that is reached counts. After `trials` no new one is started; after any
+    other limit running trials also end, at their next epoch. The finalists are not counted."""
 
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     "infeasible points and duplicates are not counted"
     time: Seconds | None = None
     "in the file also as 45s, 90m, 2h; over all sessions of the sweep"
+    cpu_hours: Limit | None = None
+    "hours that trials ran x the CPUs of a trial"
+    gpu_hours: Limit | None = None
+    "hours that trials ran x the GPUs of a trial"
+    cost: Limit | None = None
+    "hours that trials ran x `price_per_hour`"
+    price_per_hour: Limit | None = None
+    "of what one trial holds, all its workers together, in the currency of `cost`"
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    "a value of the metric that is good enough"
 
 
 class ResourcesSpec(Section):
@@ -110,6 +130,18 @@ class FinalistsSpec(Section):
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
 
+class HealthSpec(Section):
+    """The tokenizer's health gate: a trial whose semantic IDs break a rule is stopped before TIGER trains on them.
+
+    The defaults stop nothing: a small catalogue, or a code that is short on purpose, collides without being broken.
+    """
+
+    max_collision_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+    "largest share of items that may share their tuple with another, before collisions are resolved"
+    min_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    "smallest share of its codes that every level must use"
+
+
 class SweepSpec(Section):
     """A search space, a base config, a metric and a budget."""
 
@@ -129,12 +161,17 @@ class SweepSpec(Section):
     "further objectives: `parameters` or validation metrics, and which way is better"
     sampler: SamplerSpec = SamplerSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
+    health: HealthSpec = HealthSpec()
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
     finalists: FinalistsSpec = FinalistsSpec()
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
     seed: int = 0
+    ledger: Annotated[str, AfterValidator(checked_url)] | None = None
+    "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
+    reuse: list[str] = Field(default_factory=list)
+    "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]
 
     @classmethod
@@ -181,14 +218,31 @@ def load_spec(
         document = load_yaml(path)
     except YamlError as error:
         raise ConfigError([str(error)]) from None
+    document.data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    return _with_overrides(document, Path(path).parent, overrides, config_overrides)
+
+
+def parse_spec(text: str, source: str) -> SweepSpec:
+    """A sweep file's text as a spec; `source` stands where a file's name stands in a fault. Raises `ConfigError`."""
+    try:
+        return _with_overrides(parse_yaml(text, source), None, None, None)
+    except YamlError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def _with_overrides(
+    document: YamlDocument,
+    folder: Path | None,
+    overrides: Mapping[str, Any] | None,
+    config_overrides: Mapping[str, Any] | None,
+) -> SweepSpec:
     data = dict(document.data)
-    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
     for key, value in (overrides or {}).items():
         data = _with_override(data, key, value)
     if config_overrides:
         own = data.get("set")
         data["set"] = {**(own if isinstance(own, Mapping) else {}), **config_overrides}
-    return _build(data, document, Path(path).parent)
+    return _build(data, document, folder)
 
 
 def _with_override(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -227,11 +281,24 @@ class _Checker:
             self._merged(base.to_dict(), ("finalists", "set"), finalists)
         if base is not None and space is not None:
             self._feasible(base, space)
+        self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._sampler(space)
+        self._scheduler()
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
         self.faults = list(dict.fromkeys(self.faults))
         return spec
+
+    def _chosen_on_validation(self, base: RunConfig | None, space: Space | None, finalists: Mapping[str, Any]) -> None:
+        """Validation items that were learnt cannot say which trial or finalist is the better one."""
+        key, rule = "train.fit_on", "a sweep chooses on validation, so its trials must not learn from it"
+        fix = "genrec train RUNS/NAME/best.yaml --set train.fit_on=train+validation, when the sweep has its winner"
+        if base is not None and base.train.refit:
+            self._fault(("set", key) if key in self._mapping("set") else ("base",), base.train.fit_on, rule, fix)
+        if space is not None and key in space.paths:
+            self._fault(("space", key), None, rule, fix)
+        if key in finalists:
+            self._fault(("finalists", "set", key), None, rule, fix)
 
     def _fault(self, path: tuple[str, ...], got: str | None, rule: str, fix: str | None = None) -> None:
         where = self.document.where(*path) if self.document else ""
@@ -375,16 +442,35 @@ class _Checker:
         self._fault(("space",), None, rule, "relax the constraints or the ranges")
 
     def _budget(self, space: Space | None) -> None:
-        """A pure grid is its own budget; a sampled space needs one."""
+        """A pure grid is its own budget; a sampled space needs one. Limits that could never be reached are refused."""
         budget = self._mapping("budget")
+        self._prices(budget)
         if space is None or budget.get("trials") is not None or self.data.get("budget", budget) != budget:
             return
         if space.pure_grid:
             # Infeasible points are not counted, so the sweep ends with the grid.
             self.data["budget"] = {**budget, "trials": len(space.grid_points())}
-        elif budget.get("time") is None:
-            rule = "a space with sampled settings needs a number of trials or a time"
+        elif all(budget.get(name) is None for name in ("time", "cpu_hours", "gpu_hours", "cost")):
+            rule = "a space with sampled settings needs a number of trials, a time, hours or a cost"
             self._fault(("budget",), "no limit", rule, "budget: {trials: 20}")
+
+    def _prices(self, budget: Mapping[str, Any]) -> None:
+        for name, other in (("cost", "price_per_hour"), ("price_per_hour", "cost")):
+            if budget.get(name) is not None and budget.get(other) is None:
+                self._fault(("budget", name), None, f"means nothing without {other}", f"add budget.{other}")
+        if budget.get("gpu_hours") is not None and not self._mapping("resources").get("gpus_per_worker"):
+            rule = "no trial has a GPU, so no GPU-hours are spent"
+            self._fault(
+                ("budget", "gpu_hours"), None, rule, "budget: {cpu_hours: ...}, or resources.gpus_per_worker: 1"
+            )
+
+    def _scheduler(self) -> None:
+        scheduler = self._mapping("scheduler")
+        kind = scheduler.get("type", "none")
+        for key, kinds in _SCHEDULER_READ_BY.items():
+            if key in scheduler and self.document is not None and kind in _STOPPING and kind not in kinds:
+                rule = f"scheduler {kind} does not read it; {' and '.join(kinds)} do"
+                self._fault(("scheduler", key), None, rule)
 
     def _model(self, data: dict[str, Any]) -> SweepSpec | None:
         data = {key: value for key, value in data.items() if value is not None or key == "base"}

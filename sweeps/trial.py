@@ -8,28 +8,57 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import validate_config
-from genrec.pipeline import Launch, open_tiger, pick_device, run_pipeline
+from genrec.config import RunConfig, validate_config, with_values
+from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
+from genrec.tracking import TrackedRun, open_tracker
 from sweeps.measuring import measure
+from sweeps.records import Stopped
+
+TRACKING = "tracking"
+"the folder of trackers' files in that of a sweep"
+GATE = "health gate"
+"how the reason of a trial begins whose semantic IDs broke a rule of the sweep"
 
 
 def run_trial(
-    payload: dict[str, Any], report: Callable[[dict[str, Any]], None], launch: Launch, *, store: str
+    payload: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    launch: Launch,
+    *,
+    store: str,
+    checkpoint_interval: float | None = None,
+    health: Mapping[str, float] | None = None,
+    tracked: TrackedRun | None = None,
 ) -> dict[str, Any]:
     """Run all stages of `payload["config"]`; `report` gets one row an epoch. Returns what the ledger keeps.
 
     What the trial shares with others is told before TIGER trains, so that the ledger has it for a stopped trial too.
+    `checkpoint_interval` replaces the config's: a trial that is paused at an epoch continues from that very epoch if
+    every epoch is saved (0).
+    `health` holds the sweep's rules for the semantic IDs; a trial of the search that breaks one raises `Stopped`.
+    `tracked`: the sweep's name and folder for trackers, of which the trial gets its own run.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     config = validate_config(payload["config"])
+    if checkpoint_interval is not None:
+        config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
     artifacts = ArtifactStore(store)
-    shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch)
-    report({"_notes": {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}})
-    tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch)
+    mine = tracked and tracked_trial(tracked, payload["id"], config)
+    shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
+    found = open_ids(artifacts, shared.keys).health
+    notes = {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}
+    report({"_notes": notes | {"health": found.to_dict()}})
+    faults = found.faults(**health) if health and payload["kind"] == "trial" else []
+    if faults:
+        _summarise(config, mine, found.figures() | {"stopped": f"{GATE}: {'; '.join(faults)}"})
+        raise Stopped(f"{GATE}: {'; '.join(faults)}")
+    tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch, tracked=mine)
     model, facts = open_tiger(artifacts.path("tiger", tiger.keys["tiger"]), pick_device())
     if tiger.reused:
         for row in facts["rows"]:
@@ -38,10 +67,30 @@ def run_trial(
         "artifacts": shared.keys | tiger.keys,
         "trained": shared.trained + tiger.trained,
         "reused": shared.reused + tiger.reused,
+        "health": found.to_dict(),
         "validation": facts["best"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if payload["kind"] == "finalist":
         for split in payload.get("splits", ("validation", "test")):
             result[split] = result.get(split, {}) | measure(config, artifacts, split).metrics
+            _summarise(config, mine, {f"{split}/{name}": value for name, value in result[split].items()})
     return result
+
+
+def tracked_sweep(folder: Path) -> TrackedRun:
+    """What the runs of a sweep have in common: their group and folder. They upload nothing while they run."""
+    return TrackedRun("sweep", str(folder.absolute() / TRACKING), group=folder.name, offline=True)
+
+
+def tracked_trial(sweep: TrackedRun, task_id: str, config: RunConfig) -> TrackedRun:
+    """The run of a trial or of a finalist (whose ids begin so) within that of the sweep."""
+    kind = task_id.partition("-")[0]
+    return replace(sweep, name=task_id, job_type=kind, tags=(config.dataset.source, config.tokenizer.kind))
+
+
+def _summarise(config: RunConfig, run: TrackedRun | None, values: dict[str, Any]) -> None:
+    """Add figures to the trial's run, if it has one."""
+    if run is not None:
+        with open_tracker(config.tracking, run, config.to_dict()) as tracker:
+            tracker.summarise(values)

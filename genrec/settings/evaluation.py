@@ -24,7 +24,7 @@ class EvaluationConfig(Section):
     blend: Literal["none", "item_to_item"] = "none"
     "`item_to_item` adds its scores to the model's probabilities; the weight is chosen on validation"
     blend_fit: Literal["train", "train+validation"] = "train"
-    "what item-to-item counts when it is blended on the test split and in recommend"
+    "what item-to-item counts when it is blended in recommend; `train.fit_on` of the model says it where that is set"
     max_users: PositiveInt | None = None
     "validate on this many users, drawn by seed 0; the test split always uses all"
     batch_size: PositiveInt = 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from genrec.settings.base import PositiveInt, Section
 
 
@@ -11,6 +13,10 @@ class TrackingConfig(Section):
     wandb_logging: bool = False
     "log to Weights & Biases (extra `wandb`); offline when there is no key or network"
     wandb_project: str = "genrec"
+    wandb_tags: list[str] = Field(default_factory=list)
+    "tags of every run"
+    wandb_artifact: bool = False
+    "log the finished bundle, of a sweep that of its winner, as an artifact"
     wandb_log_interval: PositiveInt = 100
     "optimizer steps between two points of the training curve"
     tensorboard: bool = False

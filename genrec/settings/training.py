@@ -48,6 +48,8 @@ class TrainConfig(Section):
     "hide each history item with this probability"
     reorder_probability: Probability = 0.1
     "shuffle a short random run of the history"
+    fit_on: Literal["train", "train+validation"] = "train"
+    "`train+validation`: the last training of a config that was chosen without; keeps its last epoch, chooses nothing"
     max_users: PositiveInt | None = None
     "train on this many users, drawn by seed 0; all when null"
     eval_every: PositiveInt = 1
@@ -62,3 +64,14 @@ class TrainConfig(Section):
         if self.augmentation and not (self.crop_probability or self.mask_probability or self.reorder_probability):
             raise ValueError("augmentation is on, but crop_, mask_ and reorder_probability are all 0")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_is_chosen_by_what_was_learnt(self) -> TrainConfig:
+        if self.refit and self.patience is not None:
+            raise ValueError("patience goes by validation, which fit_on: train+validation trains on; set epochs")
+        return self
+
+    @property
+    def refit(self) -> bool:
+        """Whether validation items are learnt, so that only the test split says how good the model is."""
+        return self.fit_on != "train"

@@ -1,4 +1,4 @@
-"""Interactions and semantic IDs -> a trained TIGER, the best epoch by validation."""
+"""Interactions and semantic IDs -> a trained TIGER: the best epoch by validation, or the last of a refit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genrec.evaluation import evaluate, sample_users
 from genrec.models.tiger import Tiger
 from genrec.modules.embeddings import user_buckets
 from genrec.semantic_ids import SemanticIds
-from genrec.tracking import TrainingCurve, open_tracker
+from genrec.tracking import TrackedRun, TrainingCurve, open_tracker, tracked_alone
 from genrec.trainers.fit import FitSettings, Fitted, Report, fit
 from genrec.trainers.launch import run_as_program
 from genrec.trie import Trie
@@ -30,8 +30,13 @@ def train_tiger(
     report: Report | None = None,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
+    tracked: TrackedRun | None = None,
 ) -> tuple[Tiger, Fitted]:
-    """Train on the training items only; the model comes back with the weights of its best epoch on validation."""
+    """The model comes back with the weights of its best epoch on validation; where it learns from the validation items
+    as well (`train.fit_on`), with those of the last, whose row then counts as the best.
+
+    `tracked` is what trackers call the run; by default it has a name of its own.
+    """
     torch.manual_seed(config.seed)
     model = Tiger(config.tiger, ids.codes_NC, ids.level_sizes).to(device)
     trie = Trie(ids.codes_NC).to(device)
@@ -47,29 +52,32 @@ def train_tiger(
         if report:
             report(row)
 
-    name = f"tiger-{config.hash}"
-    tracking_folder = Path(config.save_dir_root) / "tracking" / name
-    with open_tracker(config.tracking, name, tracking_folder, config.to_dict()) as tracker:
+    with open_tracker(config.tracking, tracked or tracked_alone(config), config.to_dict()) as tracker:
+        tracker.summarise(ids.health.figures())
         curve = TrainingCurve(tracker, config.tracking.wandb_log_interval)
         fitted = fit(
             model,
             lambda window: loss(window, config.train.label_smoothing),
             tiger_batches(config, interactions, device),
             fit_settings(config),
-            validate=validate,
+            validate=None if config.train.refit else validate,
             report=tell,
             on_step=curve.log_step if tracker else None,
             folder=folder,
             title="tiger",
         )
-    model.load_state_dict(fitted.best_weights)
+        if config.train.refit:
+            fitted.best = fitted.rows[-1]
+        else:
+            model.load_state_dict(fitted.best_weights)
+        tracker.summarise({f"best/{name}": value for name, value in fitted.best.items()})
     return model.eval(), fitted
 
 
 def tiger_batches(config: RunConfig, interactions: Interactions, device: torch.device | str = "cpu") -> WindowBatches:
     """The training windows that `config` asks for."""
     train = config.train
-    offsets, items = interactions.training_sequences()
+    offsets, items = interactions.fit_sequences(train.fit_on)
     users = sample_users(np.arange(len(offsets) - 1), train.max_users)
     if len(users) < len(offsets) - 1:
         offsets, items = _subset(offsets, items, users)

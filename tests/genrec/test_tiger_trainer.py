@@ -49,8 +49,16 @@ def test_every_key_of_the_loop_reaches_it(tiny):
     config = changed(tiny, **{f"train__{k}": v for k, v in values.items()}, train__mixed_precision_type="bf16", seed=11)
     found = asdict(fit_settings(config))
     assert found == values | {"precision": "bf16", "seed": 11, "monitor": tiny.evaluation.monitor}
-    elsewhere = {"batch_size", "gradient_accumulate_every", "subsample", "augmentation", "max_users", "compile"}
-    elsewhere |= {"crop_probability", "mask_probability", "reorder_probability", "label_smoothing"}
+    elsewhere = {
+        "batch_size",
+        "gradient_accumulate_every",
+        "subsample",
+        "augmentation",
+        "max_users",
+        "compile",
+        "fit_on",
+    }
+    elsewhere |= {"fit_on", "crop_probability", "mask_probability", "reorder_probability", "label_smoothing"}
     assert set(TrainConfig.model_fields) == set(values) | {"mixed_precision_type"} | elsewhere
 
 
@@ -142,6 +150,6 @@ def test_tracking_does_not_move_training(tiny, inputs, tmp_path):
 def test_a_compiled_model_learns_the_same(tiny, inputs, monkeypatch):
     """Traced and differentiated by the compiler; without its code generation, which takes minutes on a CPU."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    base = changed(tiny, train__epochs=1, train__max_users=60, evaluation__max_users=20)
+    base = changed(tiny, train__epochs=1, train__max_users=6, train__batch_size=8, evaluation__max_users=5)
     found = losses(changed(base, train__compile=True), inputs)
     assert found == pytest.approx(losses(base, inputs), rel=1e-3)

@@ -19,7 +19,16 @@ from genrec import tracking
 from genrec.errors import InputError
 from genrec.progress import TrainingStep
 from genrec.settings import TrackingConfig
-from genrec.tracking import Tracker, TrainingCurve, _Threaded, masked, open_tracker, wandb_mode
+from genrec.tracking import (
+    TrackedRun,
+    Tracker,
+    TrainingCurve,
+    _Threaded,
+    masked,
+    open_tracker,
+    require_trackers,
+    wandb_mode,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +46,8 @@ class Kept:
 
     def __init__(self) -> None:
         self.written: list[tuple[dict[str, float], int, str]] = []
+        self.summary: dict[str, Any] = {}
+        self.kept: list[tuple[Path, str]] = []
         self.closed = False
 
     def open(self) -> None:
@@ -45,12 +56,33 @@ class Kept:
     def write(self, values: dict[str, float], step: int, axis: str) -> None:
         self.written.append((values, step, axis))
 
+    def summarise(self, values: dict[str, Any]) -> None:
+        self.summary |= values
+
+    def keep(self, folder: Path, name: str) -> None:
+        self.kept.append((folder, name))
+
     def close(self) -> None:
         self.closed = True
 
 
 def step(number: int, loss: float) -> TrainingStep:
     return TrainingStep(1, 1, number, 100, 1e-3, 10, torch.tensor(10 * loss, dtype=torch.float64))
+
+
+def test_figures_of_the_run_and_its_files_reach_every_tracker(tmp_path):
+    kept = Kept()
+    with Tracker([_Threaded("kept", kept)]) as tracker:
+        tracker.summarise({"health/collision_rate": 0.25})
+        tracker.keep(tmp_path, "bundle")
+    assert (kept.summary, kept.kept) == ({"health/collision_rate": 0.25}, [(tmp_path, "bundle")])
+
+
+def test_a_run_is_named_by_project_group_and_name_alone(tmp_path):
+    run = TrackedRun("trial-0001", str(tmp_path), group="s")
+    assert run.id_in("p") == TrackedRun("trial-0001", "/elsewhere", group="s", job_type="trial").id_in("p")
+    others = [TrackedRun("trial-0002", "x", group="s"), TrackedRun("trial-0001", "x", group="t")]
+    assert len({run.id_in("p"), run.id_in("q"), *(other.id_in("p") for other in others)}) == 4
 
 
 def test_the_curve_has_a_point_every_so_many_steps_with_the_mean_since_the_last():
@@ -69,7 +101,7 @@ def test_the_curve_has_a_point_every_so_many_steps_with_the_mean_since_the_last(
 
 
 def test_nothing_asked_for_is_nothing_tracked(tmp_path):
-    tracker = open_tracker(TrackingConfig(), "run", tmp_path / "t", {})
+    tracker = open_tracker(TrackingConfig(), TrackedRun("t", str(tmp_path)), {})
     assert not tracker
     tracker.log({"loss": 1.0}, 1)
     tracker.finish()
@@ -110,11 +142,11 @@ def test_a_tracker_that_never_answers_costs_no_time(monkeypatch, caplog):
 
 def test_tensorboard_gets_steps_and_epochs(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with open_tracker(TrackingConfig(tensorboard=True), "run", tmp_path, {}) as tracker:
+    with open_tracker(TrackingConfig(tensorboard=True), TrackedRun("run", str(tmp_path)), {}) as tracker:
         tracker.log({"loss": 2.5}, 100)
         tracker.log({"loss": 2.0}, 200)
         tracker.log({"ndcg@10": 0.25}, 1, "epoch")
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(100, 2.5), (200, 2.0)]
     assert [(e.step, e.value) for e in events.Scalars("epoch/ndcg@10")] == [(1, 0.25)]
@@ -125,15 +157,16 @@ def test_wandb_writes_offline_without_a_key_and_keeps_secrets_to_itself(tmp_path
     pytest.importorskip("wandb")
     config = {"dataset": {"dataset_folder": "s3://me:hunter2@bucket/x"}, "api_key": "hunter3", "epochs": 3}
     code = (
-        "import sys; from pathlib import Path; from genrec.settings import TrackingConfig\n"
-        "from genrec.tracking import open_tracker\n"
-        f"with open_tracker(TrackingConfig(wandb_logging=True), 'run', Path(sys.argv[1]), {config!r}) as tracker:\n"
+        "import sys; from genrec.settings import TrackingConfig\n"
+        "from genrec.tracking import TrackedRun, open_tracker\n"
+        "run = TrackedRun('run', sys.argv[1])\n"
+        f"with open_tracker(TrackingConfig(wandb_logging=True), run, {config!r}) as tracker:\n"
         "    tracker.log({'loss': 2.5}, 100)\n"
         "    tracker.log({'ndcg@10': 0.25}, 1, 'epoch')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stderr
-    (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (record,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
     assert b"train/loss" in content
     assert b"epoch/ndcg@10" in content
@@ -143,9 +176,9 @@ def test_wandb_writes_offline_without_a_key_and_keeps_secrets_to_itself(tmp_path
 
 def test_wandb_is_not_imported_when_it_is_off(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from genrec.settings import TrackingConfig\n"
-        "from genrec.tracking import open_tracker\n"
-        "open_tracker(TrackingConfig(), 'run', Path('x'), {}).finish()\n"
+        "import sys; from genrec.settings import TrackingConfig\n"
+        "from genrec.tracking import TrackedRun, open_tracker\n"
+        "open_tracker(TrackingConfig(), TrackedRun('run', 'x'), {}).finish()\n"
         "print([m for m in ('wandb', 'tensorboard') if m in sys.modules])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, cwd=tmp_path)
@@ -155,7 +188,9 @@ def test_wandb_is_not_imported_when_it_is_off(tmp_path):
 def test_a_tracker_that_is_not_installed_is_refused_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tracking.wandb_logging is on, but wandb is not installed; fix: pip install"):
-        open_tracker(TrackingConfig(wandb_logging=True), "run", tmp_path, {})
+        require_trackers(TrackingConfig(wandb_logging=True))
+    tracker = open_tracker(TrackingConfig(wandb_logging=True), TrackedRun("run", str(tmp_path)), {})
+    assert not tracker, "a node without it trains all the same"
 
 
 # ----------------------------------------------------------------------- mode
@@ -181,7 +216,7 @@ def answering_server(answer: bytes) -> tuple[socket.socket, str]:
 
 
 def test_without_a_key_wandb_is_offline_and_nobody_is_asked(monkeypatch):
-    monkeypatch.setattr(tracking, "_answers", lambda address: pytest.fail("asked"))
+    monkeypatch.setattr(tracking, "server_answers", lambda: pytest.fail("asked"))
     assert wandb_mode() == "offline"
 
 

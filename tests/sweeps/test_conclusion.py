@@ -25,7 +25,8 @@ from genrec.pipeline import open_interactions, open_tiger, stage_keys
 from genrec.recommender import Recommender
 from genrec.trie import Trie
 from sweeps.conclusion import conclude
-from sweeps.experiment import Trainings, differing_settings, finish, open_sides
+from sweeps.differences import differing_settings
+from sweeps.experiment import Trainings, finish, open_sides
 from sweeps.finalists import BASE, config_of_run, finalists_of, note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.measuring import measure, measure_ensemble
@@ -251,6 +252,7 @@ def test_an_experiment_trains_what_is_new_and_prints_settings_metrics_and_verdic
         ({"train": {"checkpoint_interval": 1.0}}, "train the same model"),
         ({"dataset": {"synthetic": {"num_users": 81}}}, "different data"),
         ({"evaluation": {"seen": "exclude"}}, "two protocols"),
+        ({"train": {"fit_on": "train+validation"}}, "two footings"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

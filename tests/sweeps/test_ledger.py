@@ -12,78 +12,26 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_up_trials import (
+    CHOICES,
+    GRID,
+    MIXED,
+    SAMPLED,
+    drive,
+    essence,
+    finished,
+    run_one,
+    sampler_of,
+    score,
+    spec_of,
+)
 
 from sweeps.journal import JOURNAL
-from sweeps.ledger import FinalistQueue, Ledger, LedgerError, derived_seed, distributions
-from sweeps.spec import SweepSpec, load_spec
-
-SAMPLED = """
-space:
-  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
-  train.batch_size: {type: int, low: 16, high: 64, step: 16}
-  tokenizer.rqvae.hidden_dims: {type: choice, values: [[64], [128, 64]]}
-"""
-GRID = """
-space:
-  tiger.num_heads: {type: grid, values: [4, 5, 2]}
-  tokenizer.rqvae.hidden_dims: {type: grid, values: [[64], [128, 64]]}
-"""
-
-
-def spec_of(folder: Path, text: str, **overrides: Any) -> SweepSpec:
-    path = folder / "s.yaml"
-    path.write_text(text)
-    return load_spec(path, {key.replace("__", "."): value for key, value in overrides.items()})
-
-
-def sampler_of(kind: str) -> dict[str, Any]:
-    """Overrides that choose a sampler, with few trials before it learns."""
-    learns = {"tpe": "startup_trials", "gp": "startup_trials", "nsga2": "population", "cma-es": "population"}
-    return {"sampler__type": kind} | ({f"sampler__{learns[kind]}": 2} if kind in learns else {})
-
-
-def score(config: dict[str, Any], epoch: int) -> float:
-    """A stand-in for training: the same config always gives the same curve."""
-    learning_rate = config["train"]["learning_rate"]
-    return 1 / (1 + abs(math.log10(learning_rate) + 3)) + 0.01 * epoch + config["train"]["batch_size"] / 1e4
-
-
-def run_one(ledger: Ledger, task: Any, status: str = "completed") -> None:
-    for epoch in (1, 2):
-        ledger.report(task.id, {"epoch": epoch, "ndcg@10": score(task.payload["config"], epoch)})
-    ledger.finish(task.id, status, {"duration": 1.5, "node": "n1"})
-
-
-def drive(ledger: Ledger, concurrency: int = 1, seed: int = 0) -> list[str]:
-    """Run the queue to its end, `concurrency` at a time, ending in random order. Returns the ids handed out."""
-    rng = random.Random(seed)
-    running: list[Any] = []
-    handed_out = []
-    while True:
-        while len(running) < concurrency and (task := ledger.next()) is not None:
-            handed_out.append(task.id)
-            running.append(task)
-        if not running:
-            return handed_out
-        run_one(ledger, running.pop(rng.randrange(len(running))))
-
-
-def essence(ledger: Ledger) -> list[tuple[Any, ...]]:
-    """What must not depend on kills: everything but times."""
-    return [
-        (r.number, r.status, json.dumps(r.params), r.value, r.seed, r.config_hash, r.duplicate_of, json.dumps(r.epochs))
-        for r in ledger.trials()
-    ]
-
-
-def finished(folder: Path, spec: SweepSpec, concurrency: int = 1, seed: int = 0) -> list[tuple[Any, ...]]:
-    with Ledger.create(folder, spec) as ledger:
-        drive(ledger, concurrency, seed)
-        return essence(ledger)
-
+from sweeps.ledger import FinalistQueue, Ledger, LedgerError
+from sweeps.sampling import derived_seed, distributions
+from sweeps.spec import SweepSpec
 
 # -- a whole sweep ----------------------------------------------------------------------------------------------------
 
@@ -279,7 +227,7 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_ledger import drive
+from made_up_trials import drive
 from sweeps.ledger import Ledger
 kill_at = int(sys.argv[2])
 real_fsync, calls = os.fsync, 0
@@ -502,7 +450,7 @@ def test_a_space_with_almost_nothing_feasible_is_given_up_with_share_and_example
     with pytest.raises(LedgerError, match="does not understand the sweep's spec"):  # none of 1000 points is feasible
         Ledger.create(tmp_path / "none", rare)
     with Ledger.create(tmp_path / "x", spec) as ledger:
-        ledger.space = rare.search_space
+        ledger._proposer.space = rare.search_space
         with pytest.raises(
             LedgerError, match="200 points in a row are infeasible, 200 of 200 in all; the last: constr"
         ):
@@ -510,13 +458,6 @@ def test_a_space_with_almost_nothing_feasible_is_given_up_with_share_and_example
         with pytest.raises(LedgerError, match="200 points in a row"):
             ledger.next()
         assert ledger.counts()["infeasible"] == 200
-
-
-CHOICES = """
-space:
-  train.optimizer: {type: choice, values: [adamw, muon]}
-  train.schedule: {type: choice, values: [constant, cosine]}
-"""
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -581,6 +522,20 @@ def test_the_time_of_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest
         assert ledger.next() == running  # what was begun is ended
 
 
+def test_what_trials_ran_in_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr("sweeps.ledger.time.monotonic", lambda: clock[0])
+    for seconds in (30.0, 12.5):
+        opened = Ledger.create if seconds == 30.0 else lambda folder, spec: Ledger.open(folder)
+        with opened(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=2)) as ledger:
+            clock[0] += 60
+            ledger.note_trial_seconds(seconds - 10)
+            if seconds == 30.0:
+                assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 20, "a kill now would keep as much"
+            ledger.note_trial_seconds(seconds)
+    assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 42.5
+
+
 def test_after_stop_asking_nothing_is_handed_out(tmp_path: Path):
     with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=5)) as ledger:
         ledger.next()
@@ -623,17 +578,6 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
 
 
 # -- samplers, conditions, objectives ---------------------------------------------------------------------------------
-
-
-MIXED = """
-space:
-  size: {type: grid, names: [small, large], zip: {tiger.n_layers: [2, 4], tiger.num_heads: [2, 4]}}
-  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
-  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
-  train.batch_size: {type: int, low: 16, high: 512, log: true}
-  tokenizer.rqvae.epochs: {type: int, low: 10, high: 90, when: {tokenizer.kind: rqvae}}
-derive: {train.warmup_steps: 20 * tiger.num_heads}
-"""
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", _GP, "nsga2", "cma-es"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from genrec.decoding import beam_search
 from genrec.errors import InputError
 from genrec.models.tiger import Tiger, Window
 from genrec.trie import Trie
+from sweeps.budget import Budget
 from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
@@ -32,8 +32,9 @@ from sweeps.planner import (
     probe_configs,
     read_plan,
 )
-from sweeps.rehearsal import Asha, Played, rehearse
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.rehearsal import Clock, Played, rehearse
+from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.stopping import Rule, rule_of
 from sweeps.throughput import Pace, Sample, Samples, Speed, Workbench, measure_speed, recorded_speed
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -159,28 +160,42 @@ def test_every_slot_starts_its_process_once():
     assert (outcome.wall_seconds, outcome.busy_seconds) == (13.0, 2 * 13.0)
 
 
-def test_no_trial_is_started_after_the_time_is_spent():
-    assert rehearse([trial()] * 9, slots=1, seconds=4.0).started == 2
+def test_running_trials_end_at_their_next_epoch_once_the_budget_is_spent(tmp_path: Path):
+    spec = tiny(tmp_path, budget__time=4.5)
+    clock = Clock()
+    outcome = rehearse([trial()] * 9, slots=1, budget=Budget(spec, elapsed=clock.time), clock=clock)
+    assert (outcome.started, outcome.epochs, outcome.wall_seconds) == (2, 5, 5.0)
 
 
-def test_the_played_scheduler_stops_whom_rays_scheduler_stops():
-    bracket_type = pytest.importorskip("ray.tune.schedulers.async_hyperband")._Bracket
-    bracket = bracket_type(1, 20, 3, 0, stop_last_trials=False)
-    played, generator = Asha(1, 3, 20), torch.Generator().manual_seed(0)
-    for number in range(60):
-        quality = float(torch.rand((), generator=generator))
-        for epoch in range(1, 20):
-            theirs = bracket.on_result(SimpleNamespace(trial_id=str(number)), epoch, quality) == "STOP"
-            assert played.stops(epoch, quality) == theirs
-            if theirs:
-                break
+def test_what_trials_hold_is_counted_over_all_slots(tmp_path: Path):
+    spec = tiny(tmp_path, budget__cpu_hours=10 / 3600, resources__cpus_per_worker=2)
+    clock = Clock()
+    outcome = rehearse([trial()] * 9, slots=2, budget=Budget(spec, elapsed=clock.time), clock=clock)
+    assert (outcome.epochs, outcome.wall_seconds) == (6, 3.0)  # 2 slots x 2 CPUs x 2.5 s; the epochs under way end
+
+
+def rule(kind: str, longest: int) -> Rule:
+    return rule_of(SchedulerSpec(type=kind), "max", longest)
 
 
 def test_early_stopping_saves_most_of_the_epochs_of_a_long_sweep():
     trials = [trial(epochs=27)] * 200
-    epochs = [rehearse(trials, 4, asha=(1, 3), longest=27, seed=seed).epochs for seed in range(5)]
+    epochs = [rehearse(trials, 4, rule=rule("asha", 27), seed=seed).epochs for seed in range(5)]
     # Of 27 trials 18 end after 1 epoch, 6 after 3, 2 after 9: 82 of 729 epochs; asynchronous stopping lets more pass.
     assert 82 / 729 < statistics.mean(epochs) / (200 * 27) < 2 * 82 / 729
+
+
+def test_promotion_trains_hardly_more_than_successive_halving_would():
+    trials = [trial(epochs=27)] * 81
+    outcomes = [rehearse(trials, 4, rule=rule("promote", 27), seed=seed) for seed in range(5)]
+    # 81 x 1 + 27 x 2 + 9 x 6 + 3 x 18 epochs; one that leads for a while is promoted, and overtaken.
+    assert 243 <= statistics.mean(outcome.epochs for outcome in outcomes) < 1.5 * 243
+    assert {outcome.started for outcome in outcomes} == {81}
+
+
+def test_a_promoted_trial_is_set_up_again_and_trains_no_epoch_twice():
+    outcome = rehearse([Played(1.0, 3, 5.0, "a", 0.0)], slots=1, rule=rule("promote", 3))
+    assert (outcome.epochs, outcome.wall_seconds) == (3, 2 * 5.0 + 3.0)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------
@@ -240,6 +255,25 @@ def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, b
     assert stopped.trained_share is not None
     assert stopped.trained_share < 0.9
     assert "early stopping leaves" in "\n".join(plan_lines(stopped))
+
+
+@pytest.mark.parametrize("kind", ["median", "asha", "promote"])
+def test_every_scheduler_is_priced(tmp_path: Path, bench: Workbench, kind: str):
+    plan = make_plan(tiny(tmp_path, scheduler__type=kind, budget__trials=30), bench, 2, SPEED)
+    assert plan.trained_share is not None
+    assert 0.3 < plan.trained_share < 0.95
+
+
+def test_a_cost_ends_the_search_and_is_named(tmp_path: Path, bench: Workbench):
+    whole = make_plan(tiny(tmp_path, budget__trials=30), bench, 2, SPEED)
+    assert whole.search is not None
+    half = whole.search.busy_seconds / 3600 / 2
+    priced = tiny(tmp_path, budget__trials=30, budget__cost=3 * half, budget__price_per_hour=3)
+    plan = make_plan(priced, bench, 2, SPEED)
+    assert plan.search is not None
+    assert plan.search.busy_seconds == pytest.approx(3600 * half, rel=0.1)
+    assert plan.cost == pytest.approx(3 * (plan.hours(1.0) or 0))
+    assert "the budget ends it after" in "\n".join(plan_lines(plan))
 
 
 def test_a_sweep_that_only_time_ends_is_planned_by_its_time(tmp_path: Path, bench: Workbench):

@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
 
 from sweeps.ray_cluster import Resources
-from sweeps.ray_tune import Asha, Interrupted, TrialFunction, _SeededAsha, run_queue
-
-
-@dataclass(frozen=True)
-class Task:
-    id: str
-    payload: dict[str, Any]
+from sweeps.ray_tune import Interrupted, TrialFunction, run_queue
+from sweeps.records import Task
+from sweeps.stopping import Asha, Promotion
 
 
 @dataclass
@@ -55,9 +50,13 @@ class Records:
 
 
 def run(records: Records, function: TrialFunction, folder: Path, **options: Any) -> Records:
-    given = {"name": "toy", "metric": "score", "mode": "max", "max_epochs": 3, "max_concurrent": 1}
+    given = {"name": "toy", "metric": "score", "epochs_of": lambda payload: 3, "max_concurrent": 1}
     run_queue(records, function, folder=folder, **(given | {"on_event": records.on_event} | options))
     return records
+
+
+def asha(grace: int = 1, longest: int = 3) -> Asha:
+    return Asha(grace=grace, factor=3, longest=longest, mode="max")
 
 
 def counts(epochs: int = 3, seconds: float = 0.0) -> TrialFunction:
@@ -114,7 +113,7 @@ def test_exception_fails_the_task_and_its_traceback_is_in_the_log(ray_cluster: N
 
 
 def test_metric_that_is_not_a_number_fails_the_task(ray_cluster: None, tmp_path: Path) -> None:
-    records = run(Records([{"score": float("nan")}]), counts(), tmp_path, scheduler=Asha())
+    records = run(Records([{"score": float("nan")}]), counts(), tmp_path, rule=asha())
     status, result = records.finished["trial-1"]
     assert (status, result["reason"]) == ("failed", "score is nan at epoch 1")
     assert records.epochs("trial-1") == [1]
@@ -140,9 +139,9 @@ def test_stopped_task_releases_what_it_holds_and_its_process_goes_on(ray_cluster
 
     history = {f"old-{i}": [(1, 0.5), (2, 0.5), (3, 0.5)] for i in range(3)}
     payloads = [{"score": 0.1, "released": str(released)}, {"score": 0.9, "released": str(released)}]
-    records = run(Records(payloads), trial, tmp_path, scheduler=Asha(grace_epochs=2), history=history)
+    records = run(Records(payloads), trial, tmp_path, rule=asha(grace=2), history=history)
     (status, first), (second_status, second) = records.finished["trial-1"], records.finished["trial-2"]
-    assert (status, first["reason"]) == ("stopped", "stopped by the scheduler at epoch 2")
+    assert (status, first["reason"]) == ("stopped", "stopped at epoch 2: rank 4 of 4, the best 1/3 go on")
     assert second_status == "completed"
     assert records.epochs("trial-1") == [1, 2]
     assert released.exists()
@@ -170,7 +169,7 @@ def killed_in_epoch_two() -> TrialFunction:
 @pytest.mark.slow
 def test_killed_process_is_replaced_and_the_same_task_continues(ray_cluster: None, tmp_path: Path) -> None:
     payload = {"done": str(tmp_path / "done"), "always": False}
-    records = run(Records([payload]), killed_in_epoch_two(), tmp_path, scheduler=Asha(), max_failures=1)
+    records = run(Records([payload]), killed_in_epoch_two(), tmp_path, rule=asha(), max_failures=1)
     assert records.finished["trial-1"][0] == "completed"
     assert records.epochs("trial-1") == [1, 2, 3]
     assert [data["attempt"] for event, _, data in records.events if event == "started"] == [1, 2]
@@ -294,45 +293,41 @@ def test_run_queue_works_outside_the_main_thread(ray_cluster: None, tmp_path: Pa
     assert records.finished["trial-1"][0] == "completed"
 
 
-def decisions(asha: _SeededAsha, task_id: str, curve: list[tuple[int, float]]) -> list[str]:
-    return [asha._decide(task_id, epoch, value) for epoch, value in curve]
+def continues() -> TrialFunction:
+    """Trains 4 epochs, each saved; what was trained before is reported again, as `genrec` does."""
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        from pathlib import Path
+
+        trained = Path(payload["trained"])
+        done = len(trained.read_text().splitlines()) if trained.exists() else 0
+        for epoch in range(1, 5):
+            if epoch > done:
+                with trained.open("a") as file:
+                    file.write(f"{epoch}\n")
+            report({"epoch": epoch, "score": payload["score"]})
+        return {}
+
+    return trial
 
 
-def test_rungs_from_history_decide_as_the_undisturbed_scheduler() -> None:
-    goes, stops = TrialScheduler.CONTINUE, TrialScheduler.STOP
-    curves = {"a": [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)], "b": [(1, 0.2), (2, 0.1)], "c": [(1, 0.3), (2, 0.6)]}
-    options = Asha(grace_epochs=1, reduction_factor=2), "score", "max", 8
-    undisturbed = _SeededAsha(*options, {})
-    for task_id, curve in curves.items():
-        decisions(undisturbed, task_id, curve)
-    resumed = _SeededAsha(*options, curves)
-    assert resumed._brackets[0]._rungs == undisturbed._brackets[0]._rungs
-    assert decisions(resumed, "weak", [(1, 0.05)]) == [stops]
-    assert decisions(resumed, "strong", [(1, 0.9), (2, 0.9), (3, 0.0), (4, 0.1), (8, 0.0)]) == [
-        goes,
-        goes,
-        goes,
-        stops,
-        goes,  # the last epoch never stops
-    ]
-
-
-def test_task_that_reports_an_epoch_again_is_not_judged_again() -> None:
-    asha = _SeededAsha(Asha(reduction_factor=2), "score", "max", 8, {"a": [(1, 0.1)], "b": [(1, 0.5)]})
-    assert decisions(asha, "a", [(1, 0.1)]) == [TrialScheduler.CONTINUE]
-
-
-def test_smaller_is_better_with_mode_min() -> None:
-    asha = _SeededAsha(Asha(reduction_factor=2), "loss", "min", 8, {"a": [(1, 0.1)], "b": [(1, 0.5)]})
-    assert decisions(asha, "c", [(1, 0.9)]) == [TrialScheduler.STOP]
-    assert decisions(asha, "d", [(1, 0.05)]) == [TrialScheduler.CONTINUE]
-
-
-def test_asha_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="grace_epochs must be 1 or more, got 0"):
-        Asha(grace_epochs=0)
-    with pytest.raises(ValueError, match="reduction_factor must be above 1, got 1"):
-        Asha(reduction_factor=1)
+@pytest.mark.slow
+def test_paused_tasks_let_others_run_and_continue_where_they_were(
+    nothing_left: Callable[[], None], tmp_path: Path
+) -> None:
+    scores = [0.1, 0.4, 0.2, 0.3]
+    payloads = [{"score": score, "trained": str(tmp_path / f"{score}")} for score in scores]
+    rule = Promotion(grace=1, factor=2, longest=4, mode="max")
+    records = run(Records(payloads), continues(), tmp_path, rule=rule, epochs_of=lambda payload: 4, max_concurrent=1)
+    statuses = [records.finished[f"trial-{number}"][0] for number in (1, 2, 3, 4)]
+    assert statuses == ["stopped", "completed", "stopped", "stopped"]
+    reasons = [records.finished[f"trial-{number}"][1]["reason"] for number in (1, 2, 3, 4)]
+    assert reasons[0] == "not promoted at epoch 1: rank 4 of 4"
+    assert reasons[3] == "not promoted at epoch 2: rank 2 of 2"
+    trained = [(tmp_path / f"{score}").read_text().split() for score in scores]
+    assert trained == [["1"], ["1", "2", "3", "4"], ["1"], ["1", "2"]], "no epoch twice, none too many"
+    assert "paused" in {event for event, _, _ in records.events}
+    nothing_left()
 
 
 # ---- worker groups -------------------------------------------------------------------------------------------------
@@ -388,7 +383,7 @@ def test_two_workers_report_through_rank_zero(nothing_left: Callable[[], None], 
 def test_group_that_the_scheduler_stops_leaves_nothing(nothing_left: Callable[[], None], tmp_path: Path) -> None:
     history = {f"old-{i}": [(1, 0.5)] for i in range(3)}
     records = run(
-        Records([{"score": 0.1}]), in_a_group(200), tmp_path, resources=GROUP, scheduler=Asha(), history=history
+        Records([{"score": 0.1}]), in_a_group(200), tmp_path, resources=GROUP, rule=asha(longest=200), history=history
     )
     status, result = records.finished["trial-1"]
     assert (status, result["trained"]) == ("stopped", ["tokenizer"])

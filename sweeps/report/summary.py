@@ -1,0 +1,212 @@
+"""The top of a report: what came out, in words and numbers, and the commands that repeat and use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from genrec.artifacts import ARTIFACTS
+from genrec.config import RunConfig
+from sweeps.differences import differing_settings
+from sweeps.finalists import config_of_run, current_runs, finalist_name
+from sweeps.leaderboard import counted, example_history, in_order
+from sweeps.ledger import Ledger
+from sweeps.planner import clock
+from sweeps.records import FinalistRun
+from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
+from sweeps.status import sweep_status
+
+
+def summary(ledger: Ledger) -> list[Section]:
+    """Verdict, winner, numbers on the test split, commands."""
+    status = sweep_status(ledger)
+    sections = [Section("verdict", "Verdict", verdict(ledger, status))]
+    if status["finalists"]:
+        sections.append(Section("numbers", "On the test split", numbers(status)))
+    return [*sections, Section("commands", "Commands", [commands(ledger, status)])]
+
+
+def lead(ledger: Ledger) -> str:
+    """State, trials and time in one line."""
+    trials = ", ".join(f"{count} {name}" for name, count in ledger.counts().items() if count)
+    return f"{ledger.state}; trials: {trials or 'none yet'}; {clock(ledger.elapsed)} of driving"
+
+
+def winning_run(ledger: Ledger) -> FinalistRun | None:
+    """The re-evaluation that the bundle was exported from."""
+    winner = ledger.fact("winner")
+    if winner is None:
+        return None
+    runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
+    return next((run for run in runs if run.seed == winner["seed"]), None)
+
+
+def best_config(ledger: Ledger) -> RunConfig | None:
+    """The winner's; before there is one, the best trial's; None before any trial has a result."""
+    run = winning_run(ledger)
+    if run is not None:
+        return config_of_run(ledger, run)
+    best = ledger.best()
+    return None if best is None else ledger.config_of(best.number)
+
+
+# -- verdict ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
+    """The finalists' verdict, and how the winner's settings differ from the base."""
+    spec = ledger.spec
+    if status["winner"] is None:
+        return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
+    row = status["finalists"][0]
+    value = _spread(row, "test", spec.metric)
+    sentences = [
+        f"{row['trial']} wins: {spec.metric} {value} on the test split, mean and deviation over "
+        f"{counted(len(row['seeds']), 'seed')}; chosen by validation."
+    ]
+    blocks: list[Block] = [Text(sentence, strong=True) for sentence in sentences]
+    blocks += [Text(sentence) for sentence in [*status["verdict"], *_against_references(status, spec.metric)]]
+    return [*blocks, *_difference(ledger, "winner")]
+
+
+_DOING = {
+    "searching": "the sweep is searching",
+    "finalists": "the finalists are being measured",
+    "interrupted": "the sweep was interrupted",
+    "failed": "the sweep failed",
+}
+
+
+def _so_far(ledger: Ledger, status: Mapping[str, Any]) -> str:
+    best, doing = ledger.best(), _DOING.get(status["state"], "it was not compared")
+    if best is None:
+        return f"There is no winner yet: {doing}, and no trial has a result."
+    words = "" if best.status == "completed" else f" ({best.status})"
+    return (
+        f"There is no winner yet: {doing}. Best so far is {best.id}{words}, with validation {ledger.spec.metric} "
+        f"{best.value:.4f}."
+    )
+
+
+def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
+    """The winner beside what needs no training, and beside what is possible."""
+    value = status["finalists"][0]["test"].get(metric, {}).get("mean")
+    if value is None:
+        return []
+    sentences = [
+        f"The baseline {name} (fit: {row['fit']}) has {metric} {row[metric]:.4f}; the winner is "
+        f"{'above' if value > row[metric] else 'not above'} it ({value - row[metric]:+.4f})."
+        for name, row in status["baselines"].items()
+        if metric in row
+    ]
+    oracle = (status["oracle"] or {}).get(metric)
+    if oracle:
+        sentences.append(
+            f"The best possible {metric} on this data is {oracle:.4f}; the winner reaches {value / oracle:.0%}."
+        )
+    return sentences
+
+
+def _difference(ledger: Ledger, whose: str) -> list[Block]:
+    config = best_config(ledger)
+    if config is None:
+        return []
+    found = differing_settings(ledger.spec.base_config(), config)
+    if not found:
+        return [Text(f"The {whose} has the settings of the base config.")]
+    rows = [[path, scalar(base), scalar(own)] for path, (base, own) in found.items()]
+    return [Table(f"Settings of the {whose} that differ from the base config", ["setting", "base", whose], rows)]
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def numbers(status: Mapping[str, Any]) -> list[Block]:
+    """Item-level metrics with the references; tuple-level ones apart; what both are measured by."""
+    names = in_order(status["finalists"][0]["test"])
+    items = [name for name in names if not name.startswith("tuple_")]
+    tuples = [name for name in names if name.startswith("tuple_")]
+    ensemble = [status["ensemble"]] if status["ensemble"] else []
+    references: list[list[Cell]] = [
+        [name, None, f"fit: {row['fit']}", *(row.get(column) for column in items)]
+        for name, row in status["baselines"].items()
+    ]
+    if status["oracle"]:
+        references.append(["oracle", None, "best possible", *(status["oracle"].get(column) for column in items)])
+    columns = ["", "seeds", "parameters"]
+    finalists = [_finalist(row, items) for row in [*status["finalists"], *ensemble]]
+    blocks: list[Block] = [
+        Table(
+            "Item level: a hit is the very item",
+            [*columns, *items],
+            [*finalists, *references],
+            "Best first by validation. Mean ± sample deviation over the seeds.",
+        )
+    ]
+    if tuples:
+        blocks.append(
+            Table(
+                "Tuple level: a hit is the item's semantic-ID tuple, as papers count",
+                [*columns, *tuples],
+                [_finalist(row, tuples) for row in status["finalists"]],
+                "Not comparable with the table above.",
+            )
+        )
+    if status["protocol"]:
+        rows: list[list[Cell]] = [[name, scalar(value)] for name, value in status["protocol"].items()]
+        rows += [["test split opened", status["test_opened"]], ["times it was read", len(status["test_readings"])]]
+        blocks.append(Table("What every number is measured by", ["", "value"], rows))
+    if status["comparisons"]:
+        blocks.append(_comparisons(status["comparisons"]))
+    return blocks
+
+
+def _finalist(row: Mapping[str, Any], metrics: Sequence[str]) -> list[Cell]:
+    name = row["trial"] if "members" not in row else "ensemble of " + ", ".join(row["members"])
+    return [name, _seeds(row), row.get("parameters"), *(_spread(row, "test", metric) for metric in metrics)]
+
+
+def _seeds(row: Mapping[str, Any]) -> int:
+    return row["seeds"] if isinstance(row["seeds"], int) else len(row["seeds"])
+
+
+def _spread(row: Mapping[str, Any], split: str, metric: str) -> Spread | None:
+    found = row[split].get(metric)
+    return None if found is None else Spread(found["mean"], found["std"], _seeds(row))
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ["A", "B", "metric", "A's mean", "B's mean", "difference", "low", "high", "p", "users"]
+    keys = ["a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users"]
+    note = "Paired over users; low and high bound the difference with 95 %; p is corrected for all comparisons (Holm)."
+    return Table("Comparisons behind the verdict", columns, [[row.get(key) for key in keys] for row in rows], note)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(ledger: Ledger, status: Mapping[str, Any]) -> Commands:
+    """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
+    folder, name = ledger.folder, ledger.spec.name
+    storage = "" if folder.parent == Path("runs") else f" --storage {quote(str(folder.parent))}"
+    store = quote(str(folder.parent / ARTIFACTS))
+    files = {file: quote(str(folder / "report" / file)) for file in ("sweep.yaml", "best.yaml")}
+    lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
+    if status["winner"]:
+        bundle = quote(str(folder / "bundle"))
+        lines += [
+            ("train the winner again", f"genrec train {files['best.yaml']} --store {store}"),
+            ("recommend with the winner", f"genrec recommend {bundle} --history {quote(_history(folder))} -k 10"),
+        ]
+    else:
+        lines.append(("continue the sweep", f"sweeps resume {name}{storage}"))
+    return Commands([*lines, ("see where it is", f"sweeps status {name}{storage}")])
+
+
+def _history(folder: Path) -> str:
+    try:
+        return example_history(folder)
+    except (OSError, ValueError, KeyError):
+        return "ITEM,ITEM"

@@ -1,0 +1,121 @@
+"""A queue whose trials are judged at every epoch: stopped, or paused and handed out again, or ended with the budget.
+
+The part of a search that decides, without the part that runs: Ray Tune drives it in a sweep, a clock in a rehearsal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from sweeps.records import Task
+from sweeps.stopping import GO, Curve, Rule, Verdict
+
+Ending = Literal["stopped", "completed", "failed"]
+
+
+class Queue(Protocol):
+    """Hands out tasks and is told what became of them."""
+
+    def next(self) -> Task | None: ...
+    def report(self, task_id: str, metrics: dict[str, Any]) -> None: ...
+    def finish(self, task_id: str, status: Ending, result: dict[str, Any]) -> None: ...
+
+
+class Budget(Protocol):
+    """See `sweeps.budget.Budget`."""
+
+    def see(self, value: float) -> None: ...
+    def reached(self, trial_seconds: float) -> str | None: ...
+
+
+class ScheduledQueue:
+    """Hands out what may run: first what the rule promotes, then what `queue` has.
+
+    `history` holds the recorded curves of earlier sessions, by task id. A task of them that `queue` hands out again and
+    that stood paused waits for its promotion. `epochs_of` tells from a payload how long the task trains: after its last
+    epoch a task is let go to hand over its result. `trial_seconds` tells what tasks have run so far in this session.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        rule: Rule,
+        *,
+        history: Mapping[str, Curve],
+        epochs_of: Callable[[dict[str, Any]], int | None],
+        budget: Budget | None,
+        trial_seconds: Callable[[], float],
+    ):
+        self._queue, self._rule, self._budget = queue, rule, budget
+        self._epochs_of, self._trial_seconds = epochs_of, trial_seconds
+        self._out: dict[str, Task] = {}
+        self._paused: dict[str, Task] = {}
+        for task_id, curve in history.items():
+            rule.recall(task_id, [(epoch, value) for epoch, value in curve if math.isfinite(value)])
+
+    def spent(self) -> str | None:
+        """Which limit of the budget is reached."""
+        return self._budget.reached(self._trial_seconds()) if self._budget else None
+
+    def next(self) -> Task | None:
+        """A task to run now, or None."""
+        if self.spent():
+            return None
+        # What an interrupted session left paused comes out of the queue first and may have to go straight on.
+        task = self._promoted() or self._fresh() or self._promoted()
+        if task is None and not self._out:
+            task = self._promoted(last=True)
+        if task is not None:
+            self._out[task.id] = task
+        return task
+
+    def _promoted(self, last: bool = False) -> Task | None:
+        found = self._rule.promoted(self._paused, last=last)
+        return self._paused.pop(found) if found is not None else None
+
+    def _fresh(self) -> Task | None:
+        while (task := self._queue.next()) is not None:
+            if not self._rule.is_paused(task.id):
+                return task
+            self._paused[task.id] = task
+        return None
+
+    def judge(self, task_id: str, epoch: int, value: float | None) -> Verdict:
+        """What becomes of a running task after an epoch; `value` is None where the epoch was not validated."""
+        task, verdict = self._out[task_id], GO
+        if value is not None:
+            verdict = self._rule.judge(task_id, epoch, value)
+            if self._budget:
+                self._budget.see(value)
+        if epoch >= (self._epochs_of(task.payload) or epoch + 1):
+            return GO
+        if limit := self.spent():
+            return Verdict("stop", f"ended with the budget at epoch {epoch}: {limit}")
+        if verdict.action == "pause" and self._rule.promoted({*self._paused, task_id}) == task_id:
+            return GO
+        return verdict
+
+    def pause(self, task_id: str) -> None:
+        """The task has let go of what it held and waits."""
+        self._paused[task_id] = self._out.pop(task_id)
+
+    def task(self, task_id: str) -> Task:
+        """A task that is paused."""
+        return self._paused[task_id]
+
+    def never_promoted(self) -> dict[str, str]:
+        """After the search: the tasks that still wait, and why they were not trained on."""
+        limit = self.spent()
+        return {name: self._rule.standing(name) + (f"; {limit}" if limit else "") for name in self._paused}
+
+    def report(self, task_id: str, metrics: dict[str, Any]) -> None:
+        self._queue.report(task_id, metrics)
+
+    def finish(self, task_id: str, status: Ending, result: dict[str, Any]) -> None:
+        self._out.pop(task_id, None)
+        self._paused.pop(task_id, None)
+        if status == "failed":
+            self._rule.forget(task_id)
+        self._queue.finish(task_id, status, result)

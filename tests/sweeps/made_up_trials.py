@@ -1,0 +1,92 @@
+"""Sweeps whose trials are not trained but made up: the same config always gives the same curve."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from sweeps.ledger import Ledger
+from sweeps.spec import SweepSpec, load_spec
+
+SAMPLED = """
+space:
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  train.batch_size: {type: int, low: 16, high: 64, step: 16}
+  tokenizer.rqvae.hidden_dims: {type: choice, values: [[64], [128, 64]]}
+"""
+GRID = """
+space:
+  tiger.num_heads: {type: grid, values: [4, 5, 2]}
+  tokenizer.rqvae.hidden_dims: {type: grid, values: [[64], [128, 64]]}
+"""
+
+
+CHOICES = """
+space:
+  train.optimizer: {type: choice, values: [adamw, muon]}
+  train.schedule: {type: choice, values: [constant, cosine]}
+"""
+MIXED = """
+space:
+  size: {type: grid, names: [small, large], zip: {tiger.n_layers: [2, 4], tiger.num_heads: [2, 4]}}
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  train.batch_size: {type: int, low: 16, high: 512, log: true}
+  tokenizer.rqvae.epochs: {type: int, low: 10, high: 90, when: {tokenizer.kind: rqvae}}
+derive: {train.warmup_steps: 20 * tiger.num_heads}
+"""
+
+
+def spec_of(folder: Path, text: str, **overrides: Any) -> SweepSpec:
+    path = folder / "s.yaml"
+    path.write_text(text)
+    return load_spec(path, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def sampler_of(kind: str) -> dict[str, Any]:
+    """Overrides that choose a sampler, with few trials before it learns."""
+    learns = {"tpe": "startup_trials", "gp": "startup_trials", "nsga2": "population", "cma-es": "population"}
+    return {"sampler__type": kind} | ({f"sampler__{learns[kind]}": 2} if kind in learns else {})
+
+
+def score(config: dict[str, Any], epoch: int) -> float:
+    """A stand-in for training: the same config always gives the same curve."""
+    learning_rate = config["train"]["learning_rate"]
+    return 1 / (1 + abs(math.log10(learning_rate) + 3)) + 0.01 * epoch + config["train"]["batch_size"] / 1e4
+
+
+def run_one(ledger: Ledger, task: Any, status: str = "completed") -> None:
+    for epoch in (1, 2):
+        ledger.report(task.id, {"epoch": epoch, "ndcg@10": score(task.payload["config"], epoch)})
+    ledger.finish(task.id, status, {"duration": 1.5, "node": "n1"})
+
+
+def drive(ledger: Ledger, concurrency: int = 1, seed: int = 0) -> list[str]:
+    """Run the queue to its end, `concurrency` at a time, ending in random order. Returns the ids handed out."""
+    rng = random.Random(seed)
+    running: list[Any] = []
+    handed_out = []
+    while True:
+        while len(running) < concurrency and (task := ledger.next()) is not None:
+            handed_out.append(task.id)
+            running.append(task)
+        if not running:
+            return handed_out
+        run_one(ledger, running.pop(rng.randrange(len(running))))
+
+
+def essence(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """What must not depend on kills: everything but times."""
+    return [
+        (r.number, r.status, json.dumps(r.params), r.value, r.seed, r.config_hash, r.duplicate_of, json.dumps(r.epochs))
+        for r in ledger.trials()
+    ]
+
+
+def finished(folder: Path, spec: SweepSpec, concurrency: int = 1, seed: int = 0) -> list[tuple[Any, ...]]:
+    with Ledger.create(folder, spec) as ledger:
+        drive(ledger, concurrency, seed)
+        return essence(ledger)
