@@ -248,13 +248,17 @@ def status(name: str, storage: str, form: str) -> None:
 def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
     with _exit_codes(name):
-        from sweeps.report import markdown_report, trials_csv, write_report
+        from sweeps.report import make_document, write_report
+        from sweeps.report.markdown import markdown
+        from sweeps.report.spreadsheet import trials_csv
 
         ledger = api.load(name, storage).ledger
-        if only_csv or only_markdown:
-            click.echo(trials_csv(ledger) if only_csv else markdown_report(ledger), nl=False)
-            return
-        _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
+        if only_csv:
+            click.echo(trials_csv(ledger), nl=False)
+        elif only_markdown:
+            click.echo(markdown(make_document(ledger)), nl=False)
+        else:
+            _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
 
 
 @main.command()

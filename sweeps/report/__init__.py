@@ -17,7 +17,7 @@ from genrec.durable import write_text
 from sweeps.ledger import Ledger
 from sweeps.report.document import Document
 
-__all__ = ["ReportFiles", "make_document", "markdown_report", "trials_csv", "write_report"]
+__all__ = ["ReportFiles", "make_document", "write_report"]
 
 FOLDER = "report"
 "below the sweep's own"
@@ -52,20 +52,6 @@ def write_report(ledger: Ledger, folder: str | Path | None = None) -> ReportFile
         write_text(folder / name, text)
     page_path, markdown_path, trials, sweep = (folder / name for name in texts)
     return ReportFiles(page_path, markdown_path, trials, sweep, _write_best(ledger, folder / "best.yaml"))
-
-
-def markdown_report(ledger: Ledger) -> str:
-    """The report as Markdown."""
-    from sweeps.report.markdown import markdown
-
-    return markdown(make_document(ledger))
-
-
-def trials_csv(ledger: Ledger) -> str:
-    """The trials as CSV."""
-    from sweeps.report.spreadsheet import trials_csv
-
-    return trials_csv(ledger)
 
 
 def make_document(ledger: Ledger) -> Document:
