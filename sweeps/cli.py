@@ -248,17 +248,17 @@ def status(name: str, storage: str, form: str) -> None:
 def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
     with _exit_codes(name):
-        from sweeps.report import make_document, write_report
+        from sweeps.report import make_document
         from sweeps.report.markdown import markdown
         from sweeps.report.spreadsheet import trials_csv
 
-        ledger = api.load(name, storage).ledger
+        sweep = api.load(name, storage)
         if only_csv:
-            click.echo(trials_csv(ledger), nl=False)
+            click.echo(trials_csv(sweep.ledger), nl=False)
         elif only_markdown:
-            click.echo(markdown(make_document(ledger)), nl=False)
+            click.echo(markdown(make_document(sweep.ledger)), nl=False)
         else:
-            _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
+            _print_lines(str(path) for path in sweep.report(out) if path is not None)
 
 
 @main.command()

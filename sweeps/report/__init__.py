@@ -41,7 +41,7 @@ def write_report(ledger: Ledger, folder: str | Path | None = None) -> ReportFile
 
     folder = ledger.folder / FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    document = make_document(ledger)
+    document = make_document(ledger, folder)
     texts = {
         "report.html": page(document),
         "report.md": markdown(document),
@@ -54,8 +54,8 @@ def write_report(ledger: Ledger, folder: str | Path | None = None) -> ReportFile
     return ReportFiles(page_path, markdown_path, trials, sweep, _write_best(ledger, folder / "best.yaml"))
 
 
-def make_document(ledger: Ledger) -> Document:
-    """The report before it is HTML or Markdown."""
+def make_document(ledger: Ledger, folder: Path | None = None) -> Document:
+    """The report before it is HTML or Markdown. `folder`: as for `write_report`, whose files its commands name."""
     from sweeps.report.catalogue import catalogue_sections
     from sweeps.report.course import course_sections
     from sweeps.report.examples import examples
@@ -64,7 +64,7 @@ def make_document(ledger: Ledger) -> Document:
 
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = [
-        *summary(ledger),
+        *summary(ledger, folder or ledger.folder / FOLDER),
         *search_sections(ledger),
         *catalogue_sections(ledger),
         examples(ledger),

@@ -10,7 +10,7 @@ from typing import Any
 from genrec.artifacts import ARTIFACTS
 from genrec.config import RunConfig
 from sweeps.differences import differing_settings
-from sweeps.finalists import config_of_run, current_runs, finalist_name
+from sweeps.finalists import config_of_run, current_runs, finalist_name, metric_per_user
 from sweeps.leaderboard import counted, example_history, in_order
 from sweeps.ledger import Ledger
 from sweeps.planner import clock
@@ -19,13 +19,13 @@ from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table
 from sweeps.status import sweep_status
 
 
-def summary(ledger: Ledger) -> list[Section]:
-    """Verdict, winner, numbers on the test split, commands."""
+def summary(ledger: Ledger, report: Path) -> list[Section]:
+    """Verdict, winner, numbers on the test split, commands. `report`: the folder that the report is written to."""
     status = sweep_status(ledger)
     sections = [Section("verdict", "Verdict", verdict(ledger, status))]
     if status["finalists"]:
         sections.append(Section("numbers", "On the test split", numbers(status)))
-    return [*sections, Section("commands", "Commands", [commands(ledger, status)])]
+    return [*sections, Section("commands", "Commands", [commands(ledger, status, report)])]
 
 
 def lead(ledger: Ledger) -> str:
@@ -61,14 +61,13 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     if status["winner"] is None:
         return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
     row = status["finalists"][0]
-    value = _spread(row, "test", spec.metric)
-    sentences = [
-        f"{row['trial']} wins: {spec.metric} {value} on the test split, mean and deviation over "
+    metric = metric_per_user(spec.metric, row["test"])
+    wins = (
+        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, mean and deviation over "
         f"{counted(len(row['seeds']), 'seed')}; chosen by validation."
-    ]
-    blocks: list[Block] = [Text(sentence, strong=True) for sentence in sentences]
-    blocks += [Text(sentence) for sentence in [*status["verdict"], *_against_references(status, spec.metric)]]
-    return [*blocks, *_difference(ledger, "winner")]
+    )
+    sentences = [*status["verdict"], *_against_references(status, metric)]
+    return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]
 
 
 _DOING = {
@@ -92,9 +91,7 @@ def _so_far(ledger: Ledger, status: Mapping[str, Any]) -> str:
 
 def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
     """The winner beside what needs no training, and beside what is possible."""
-    value = status["finalists"][0]["test"].get(metric, {}).get("mean")
-    if value is None:
-        return []
+    value = status["finalists"][0]["test"][metric]["mean"]
     sentences = [
         f"The baseline {name} (fit: {row['fit']}) has {metric} {row[metric]:.4f}; the winner is "
         f"{'above' if value > row[metric] else 'not above'} it ({value - row[metric]:+.4f})."
@@ -187,12 +184,12 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def commands(ledger: Ledger, status: Mapping[str, Any]) -> Commands:
+def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
     folder, name = ledger.folder, ledger.spec.name
     storage = "" if folder.parent == Path("runs") else f" --storage {quote(str(folder.parent))}"
     store = quote(str(folder.parent / ARTIFACTS))
-    files = {file: quote(str(folder / "report" / file)) for file in ("sweep.yaml", "best.yaml")}
+    files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
     lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
     if status["winner"]:
         bundle = quote(str(folder / "bundle"))
