@@ -90,13 +90,12 @@ def _so_far(ledger: Ledger, status: Mapping[str, Any]) -> str:
 
 
 def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
-    """The winner beside what needs no training, and beside what is possible."""
+    """The baselines that the winner is above (the verdict names the others), and what is possible."""
     value = status["finalists"][0]["test"][metric]["mean"]
     sentences = [
-        f"The baseline {name} (fit: {row['fit']}) has {metric} {row[metric]:.4f}; the winner is "
-        f"{'above' if value > row[metric] else 'not above'} it ({value - row[metric]:+.4f})."
+        f"The winner is above the baseline {name} (fit: {row['fit']}): {value:.4f} against {row[metric]:.4f}."
         for name, row in status["baselines"].items()
-        if metric in row
+        if metric in row and value > row[metric]
     ]
     oracle = (status["oracle"] or {}).get(metric)
     if oracle:
@@ -127,11 +126,11 @@ def numbers(status: Mapping[str, Any]) -> list[Block]:
     tuples = [name for name in names if name.startswith("tuple_")]
     ensemble = [status["ensemble"]] if status["ensemble"] else []
     references: list[list[Cell]] = [
-        [name, None, f"fit: {row['fit']}", *(row.get(column) for column in items)]
+        [f"{name} (fit: {row['fit']})", None, None, *(row.get(column) for column in items)]
         for name, row in status["baselines"].items()
     ]
     if status["oracle"]:
-        references.append(["oracle", None, "best possible", *(status["oracle"].get(column) for column in items)])
+        references.append(["oracle (best possible)", None, None, *(status["oracle"].get(column) for column in items)])
     columns = ["", "seeds", "parameters"]
     finalists = [_finalist(row, items) for row in [*status["finalists"], *ensemble]]
     blocks: list[Block] = [
