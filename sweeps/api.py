@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.experiment import Experiment
     from sweeps.ledger import Ledger, Study
     from sweeps.ray_cluster import Resources
+    from sweeps.report import ReportFiles
 
 STORAGE = "runs"
 "the folder of all sweeps, unless another is named"
@@ -111,6 +112,13 @@ class Sweep:
         if best is None:
             raise InputError(f"sweep {self.name} has no trial with a result yet")
         return self.ledger.config_of(best.number)
+
+    def report(self, folder: str | Path | None = None) -> ReportFiles:
+        """Write what the sweep has come to as a page with pictures, Markdown, CSV; by default to `report/` in its
+        folder."""
+        from sweeps.report import write_report
+
+        return write_report(self.ledger, folder)
 
     def recommender(self) -> Recommender:
         """The winner, ready to recommend."""

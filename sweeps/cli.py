@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -363,13 +363,32 @@ def sync(name: str, storage: str) -> None:
 def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
     with _exit_codes(name):
-        from sweeps.report import markdown_report, trials_csv, write_report
+        from sweeps.report import make_document
+        from sweeps.report.markdown import markdown
+        from sweeps.report.spreadsheet import trials_csv
 
-        ledger = api.load(name, storage).ledger
-        if only_csv or only_markdown:
-            click.echo(trials_csv(ledger) if only_csv else markdown_report(ledger), nl=False)
-            return
-        _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
+        sweep = api.load(name, storage)
+        if only_csv:
+            click.echo(trials_csv(sweep.ledger), nl=False)
+        elif only_markdown:
+            click.echo(markdown(make_document(sweep.ledger)), nl=False)
+        else:
+            _print_lines(str(path) for path in sweep.report(out) if path is not None)
+
+
+@main.command()
+@click.argument("name")
+@storage_option
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+def dashboard(name: str, storage: str, port: int) -> None:
+    """Look at NAME in optuna-dashboard, on this machine, until Ctrl-C; it can change nothing."""
+    with _exit_codes(name):
+        from sweeps.dashboard import HOST, open_dashboard
+
+        with open_dashboard(api.load(name, storage).ledger, port) as server:
+            click.echo(f"http://{HOST}:{server.server_port}/dashboard/ (Ctrl-C ends it)")
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 @main.command()

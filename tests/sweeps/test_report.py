@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from genrec.config import load_config
+from genrec.semantic_ids import SemanticIds, measure_health
 from sweeps.cli import main
 from sweeps.finalists import current_runs, finalist_name
 from sweeps.ledger import Ledger
 from sweeps.report import make_document, sweep_text, write_report
+from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.course import lanes_of, spans_of
 from sweeps.report.document import Block, Document, Picture, Spread, Table, Text
 from sweeps.report.importance import MIN_TRIALS, comparable_trials, measure_importance
@@ -105,12 +108,12 @@ def test_every_claim_of_the_verdict_is_recomputed_from_the_ledger(ledger: Ledger
         assert told_apart == ("can't be told apart" not in sentence)
         checked += 1
     for name, row in ledger.fact("baselines").items():
-        [sentence] = [text for text in said if text.startswith(f"The baseline {name} ")]
-        place = "above" if mean > row["ndcg@10"] else "not above"
-        assert f"has ndcg@10 {row['ndcg@10']:.4f}; the winner is {place} it ({mean - row['ndcg@10']:+.4f})" in sentence
-        warned = any(text.startswith(f"The winner is BELOW the baseline {name}") for text in said)
-        assert warned == (mean < row["ndcg@10"])
-        checked += 1 + warned
+        above = "above" if mean > row["ndcg@10"] else "BELOW"
+        sentence = (
+            f"The winner is {above} the baseline {name} (fit: {row['fit']}): {mean:.4f} against {row['ndcg@10']:.4f}."
+        )
+        assert said.count(sentence) == 1
+        checked += 1
     checked += sum(text.startswith("No trial is better on validation") for text in said) * (winner == "base")
     checked += sum(text == "The winner has the settings of the base config." for text in said) * (winner == "base")
     assert checked == len(said)
@@ -130,7 +133,7 @@ def test_the_numbers_are_means_and_deviations_over_the_seeds(ledger: Ledger, doc
                 assert isinstance(cell, Spread)
                 assert (cell.mean, cell.std) == pytest.approx((statistics.fmean(seeds), statistics.stdev(seeds)))
     for name, baseline in ledger.fact("baselines").items():
-        [row] = [row for row in items.rows if row[0] == name]
+        [row] = [row for row in items.rows if row[0] == f"{name} (fit: {baseline['fit']})"]
         assert list(row[3:]) == [baseline.get(metric) for metric in items.columns[3:]]
     facts = dict(found["What every number is measured by"].rows)  # type: ignore[arg-type]
     assert facts["split"] == "test"
@@ -300,6 +303,49 @@ def test_lanes_hold_one_trial_at_a_time_and_no_trial_is_lost(tmp_path: Path) -> 
     for lane in lanes:
         assert len({span.node for span in lane}) == 1
         assert all((b.start - a.end).total_seconds() > -0.01 for a, b in zip(lane, lane[1:], strict=False))
+
+
+def test_the_plan_is_set_against_what_it_took(tmp_path: Path) -> None:
+    ledger = searched(tmp_path, 4)
+    said = blocks(make_document(ledger), "time")[-1]
+    assert isinstance(said, Text)
+    assert said.text.startswith("No plan lies beside this sweep")
+    plan = {
+        "version": 1,
+        "trials": 8,
+        "search": {"epochs": 22, "seconds": 100.0},
+        "cpu_hours": 2.0,
+        "spec_hash": "other",
+    }
+    (ledger.folder / "plan.json").write_text(json.dumps(plan))
+    table = tables(blocks(make_document(ledger), "time"))["Planned and actual"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["trials"] == [8, 4, "50%"]
+    assert rows["epochs"] == [22, 11, "50%"]
+    assert rows["CPU-hours"][0] == 2.0
+    assert "for other settings" in table.note
+
+
+# -- semantic IDs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_items", [50, 20_000])
+def test_the_tree_has_every_branch_it_has_room_for_and_none_without_its_parent(num_items: int) -> None:
+    codes_NC = torch.randint(0, 64, (num_items, 3), generator=torch.Generator().manual_seed(0))
+    ids = SemanticIds(codes_NC, (64, 64, 64), 3, measure_health(codes_NC, 64))
+    picture = tree(ids, [f"title {item}" for item in range(num_items)])
+    assert picture.figure is not None
+    [trace] = picture.figure["data"]
+    branches = {tuple(row[:depth]) for row in codes_NC.tolist() for depth in range(4)}
+    assert len(trace["ids"]) == min(len(branches), MAX_NODES)
+    assert ("largest of" in picture.note) == (len(branches) > MAX_NODES)
+    known = set(trace["ids"])
+    assert len(known) == len(trace["ids"])
+    assert trace["parents"][0] == ""
+    assert set(trace["parents"][1:]) <= known
+    for name, value in zip(trace["ids"][1:50], trace["values"][1:50], strict=True):
+        prefix = [int(code) for code in name.split("/")]
+        assert value == int((codes_NC[:, : len(prefix)] == torch.tensor(prefix)).all(1).sum())
 
 
 # -- importance -------------------------------------------------------------------------------------------------------
