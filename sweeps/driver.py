@@ -20,7 +20,7 @@ from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import Resources, cluster_size, start_ray
 from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.sharing import SharedStages
@@ -40,6 +40,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
+        ledger.set_fact("cluster", cluster_size())
         if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
@@ -54,6 +55,8 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "finished" and data["status"] != "completed":
             _discard(store, ledger.config_of(int(task_id.rsplit("-", 1)[1])))
+        elif event == "paused":
+            ledger.pause(task_id, data["epoch"])
         on_event(event, task_id, data)
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
@@ -104,7 +107,7 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     ledger.stop_reason = limit or ledger.stop_reason
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
-        if limit and record.status == "running":
+        if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
             ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
 
 

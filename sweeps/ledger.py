@@ -214,6 +214,11 @@ class Ledger:
         """Record one epoch; `metrics` has `epoch`. Late reports of finished trials are ignored."""
         self._record.report(task_id, metrics)
 
+    def pause(self, task_id: str, epoch: int) -> None:
+        """Record that a trial waits, holding nothing, until a rule lets it go on; samplers learn from it as from one
+        that was stopped there."""
+        self._record.pause(task_id, epoch)
+
     def finish(self, task_id: str, status: str, result: Mapping[str, Any]) -> None:
         """Record the end of a trial as `stopped`, `completed` or `failed`. Its value is the best of its epochs; a
         metric that was not finite, or never reported, makes it failed. A second end is ignored."""

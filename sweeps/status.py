@@ -37,6 +37,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "taken_over": sum(r.source is not None for r in ledger.trials()),
         "revisions": [revision.to_dict() for revision in ledger.revisions],
         "sessions": ledger.fact("sessions") or [],
+        "stop_reason": ledger.fact("stop_reason"),
         "elapsed_seconds": round(ledger.elapsed, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],

@@ -555,6 +555,28 @@ def test_what_trials_ran_in_earlier_sessions_counts(tmp_path: Path, monkeypatch:
     assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 42.5
 
 
+def test_a_paused_trial_waits_and_samplers_learn_from_it(tmp_path: Path):
+    """The next proposal is the one that they would make had the trial been stopped there."""
+    proposals = []
+    for name in ("paused", "stopped"):
+        spec = spec_of(tmp_path, SAMPLED, budget__trials=9, sampler__startup_trials=4)
+        with Ledger.create(tmp_path / name, spec) as ledger:
+            for value in (0.1, 0.3, 0.2, 0.5, 0.4):
+                task = ledger.next()
+                ledger.report(task.id, {"epoch": 1, "ndcg@10": value})
+                if name == "paused":
+                    ledger.pause(task.id, 1)
+                else:
+                    ledger.finish(task.id, "stopped", {})
+            proposals.append(ledger.next().payload["config"])
+    assert proposals[0] == proposals[1]
+    with Ledger.open(tmp_path / "paused") as ledger:
+        assert ledger.counts()["waiting"] == 5
+        assert [ledger.next().payload["number"] for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+        ledger.report("trial-0003", {"epoch": 2, "ndcg@10": 0.6})
+        assert ledger.counts() == ledger.counts() | {"waiting": 4, "running": 2}
+
+
 def test_after_stop_asking_nothing_is_handed_out(tmp_path: Path):
     with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=5)) as ledger:
         ledger.next()
