@@ -81,9 +81,12 @@ class Ledger:
 
     @cached_property
     def _proposer(self) -> Proposer:
-        wider = [revision.trials for revision in self.revisions if revision.widens]
+        wider = [number for number, revision in enumerate(self.revisions, start=1) if revision.widens]
+        specs = [self._specs[number] for number in (0, *wider)]
+        specs[-1] = self.spec  # whose space is the same
+        since = self.revisions[wider[-1] - 1].trials if wider else 0
         earlier = EarlierResults(self.spec, self.folder.parent, self._data, Ledger.read) if self.spec.reuse else None
-        return Proposer(self._specs, self._record, since=wider[-1] if wider else 0, earlier=earlier)
+        return Proposer(specs, self._record, since, earlier)
 
     def _data(self) -> str | None:
         sessions = self.fact("sessions") or [{}]

@@ -1,6 +1,6 @@
 """What the ledger costs: one trial (ask, five reports, tell) in a journal and in SQLite, and opening a long record.
 
-    python tests/benchmarks/ledger_overhead.py [--trials 300] [--long 1000 5000] [--url postgresql://...]
+    python tests/benchmarks/ledger_overhead.py [--trials 300] [--long 1000 5000] [--only journal] [--url postgresql://...]
 
 Trials are made up and proposed at random, so that this is the ledger's time and not a sampler's. Goal: under 20 ms a
 trial. The second table shows that a trial does not become dearer as the sweep grows.
@@ -49,11 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--long", type=int, nargs="*", default=[1000, 5000])
+    parser.add_argument("--only", choices=["journal", "sqlite", "database"], help="one of the storages")
     parser.add_argument("--url", help="a further database to measure")
     options = parser.parse_args()
     places = {"journal": None, "sqlite": "sqlite:///ledgers.db"} | ({"database": options.url} if options.url else {})
     print(f"{'storage':<10} {'trials':>7} {'ms/trial':>9} {'cpu ms/trial':>13} {'last 50, cpu ms':>16} {'reopen s':>9}")
     for place, url in places.items():
+        if options.only not in (None, place):
+            continue
         for trials in [options.trials, *options.long]:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name) / f"bench-{time.time_ns()}"

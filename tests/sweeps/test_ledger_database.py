@@ -315,6 +315,14 @@ def test_a_variable_is_read_where_the_ledger_is_opened_and_never_recorded(
     Ledger.create(tmp_path / "x", spec).close()
     assert (tmp_path / "from-variable.db").exists()
     assert "from-variable" not in (tmp_path / "x" / "ledger.json").read_text()
+    (tmp_path / "x").rename(tmp_path / "renamed")
+    assert Ledger.read(tmp_path / "renamed").trials() == []
+    monkeypatch.delenv("SWEEP_LEDGER")
+    with pytest.raises(InputError, match="SWEEP_LEDGER is not set"):
+        Ledger.read(tmp_path / "renamed")
+    monkeypatch.setenv("SWEEP_LEDGER", "my:secret")
+    with pytest.raises(InputError, match="SWEEP_LEDGER} is no URL of a database"):
+        Ledger.read(tmp_path / "renamed")
     monkeypatch.setenv("PASSWORD", "a/b@c")
     assert resolved("postgresql://me:${PASSWORD}@host/db") == "postgresql://me:a%2Fb%40c@host/db"
 

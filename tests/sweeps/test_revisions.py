@@ -146,6 +146,22 @@ def test_a_point_that_a_constraint_forbade_is_run_when_the_constraint_is_gone(tm
         assert [r.params["train.batch_size"] for r in ledger.trials() if r.status == "completed"] == [16, 64, 32]
 
 
+def test_in_a_mixed_space_a_grid_point_that_is_allowed_again_takes_its_turns_like_others(tmp_path: Path):
+    text = """
+space:
+  tiger.num_heads: {type: grid, values: [2, 4]}
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+constraints: [tiger.num_heads != 4]
+"""
+    with Ledger.create(tmp_path / "x", sampled(tmp_path, text, "random", 3)) as ledger:
+        drive(ledger)
+        ledger.revise(sampled(tmp_path, text.replace("constraints: [tiger.num_heads != 4]", ""), "random", 9))
+        ledger.revise(sampled(tmp_path, text.replace("constraints: [tiger.num_heads != 4]", ""), "random", 11))
+        drive(ledger)
+        heads = [r.params["tiger.num_heads"] for r in ledger.trials() if r.status == "completed"]
+        assert heads == [2, 2, 2] + [4, 2] * 4
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_finite_space_that_was_exhausted_goes_on_with_what_it_has_gained(tmp_path: Path, sampler: str):
     with Ledger.create(tmp_path / "x", sampled(tmp_path, FINITE, sampler, 40)) as ledger:

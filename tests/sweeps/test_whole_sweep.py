@@ -27,7 +27,7 @@ SPEC = Path(__file__).with_name("tiny.yaml")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def command(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """`sweeps` or `genrec` with these words; its output as text."""
     program, *rest = words
     return subprocess.run(
@@ -151,6 +151,26 @@ def test_a_finished_sweep_is_reevaluated_and_compared_with_a_config(undisturbed:
     found = json.loads(done.stdout)
     assert found["differing"] == {"tiger.n_layers": [2, 4]}
     assert "test ndcg@10" in found["comparison"]["verdict"]
+
+
+def test_a_finished_sweep_is_widened_and_goes_on_from_what_it_has(undisturbed: Path, tmp_path: Path) -> None:
+    storage, edited = tmp_path / "copy", tmp_path / "edited.yaml"
+    shutil.copytree(undisturbed, storage)
+    text = SPEC.read_text().replace("low: 1e-3", "low: 1e-4").replace("trials: 6", "trials: 7")
+    edited.write_text(text)
+    before, measured = record(undisturbed)
+    done = command("sweeps", "resume", "tiny", "--file", str(edited), "--storage", str(storage))
+    assert done.returncode == 0, done.stderr
+    assert "budget.trials: 6 -> 7" in done.stdout
+    after, remeasured = record(storage)
+    assert list(after) == list(range(7))
+    assert {number: after[number] for number in before} == before
+    assert measured.items() <= remeasured.items()
+    status = json.loads(command("sweeps", "status", "tiny", "--storage", str(storage), "--format", "json").stdout)
+    assert status["state"] == "finished"
+    assert status["revisions"][0]["difference"].keys() == {"space.train.learning_rate", "budget.trials"}
+    assert [session["command"].split()[1] for session in status["sessions"]] == ["run", "resume"]
+    assert len({session["data"] for session in status["sessions"]}) == 1
 
 
 def start(storage: Path, spec: Path = SPEC) -> subprocess.Popen[bytes]:
