@@ -315,12 +315,13 @@ def _drive(
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
     from sweeps.live import LiveView
+    from sweeps.notify import told
 
     with ledger:
         view = LiveView(ledger, Console(stderr=True, quiet=quiet))
         note_session(ledger, view.say, accept_data=accept_data)
         if spec is not None:
             ledger.revise(spec)
-        with view.shown():
+        with told(ledger, view.say), view.shown():
             drive(ledger, address=address, on_event=view.on_event, say=view.say)
     return Sweep(ledger.folder)

@@ -23,6 +23,7 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.ray_cluster import Resources, cluster_size, start_ray
 from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
+from sweeps.report import write_report
 from sweeps.sharing import SharedStages
 from sweeps.stopping import rule_of
 from sweeps.trial import GATE, run_trial, tracked_sweep
@@ -46,6 +47,15 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
         _reevaluate(ledger, store, on_event, say)
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
     conclude(ledger, store, say)
+    _report(ledger, say)
+
+
+def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
+    """The report beside the sweep; a fault in it takes nothing from the sweep, which is finished."""
+    try:
+        say(f"report: {write_report(ledger).page}")
+    except Exception as error:
+        say(f"warning: no report ({type(error).__name__}: {error}); again with: sweeps report {ledger.spec.name}")
 
 
 def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:

@@ -6,39 +6,23 @@ is a secret, so it stands in the environment and is never repeated in a message.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
-
 from genrec.cli import printable
-from genrec.settings.base import Section
 from sweeps.ledger import Ledger
+from sweeps.spec import NotifySpec
 from sweeps.status import sweep_status
 
 TIMEOUT = 10.0
 "seconds for each of both"
-
-
-class NotifySettings(Section):
-    """`notify:` in a sweep's file."""
-
-    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    "environment variable with an http(s) address that takes JSON with a `text`, as chat programs do"
-    command: Annotated[list[str], Field(min_length=1)] | None = None
-    "program and arguments, run without a shell; it reads the message as JSON from its standard input"
-
-    @model_validator(mode="after")
-    def _somebody(self) -> NotifySettings:
-        if self.webhook_env is None and self.command is None:
-            raise ValueError("notify needs webhook_env, command or both")
-        return self
 
 
 def message(ledger: Ledger, error: str | None = None) -> dict[str, Any]:
@@ -58,7 +42,7 @@ def message(ledger: Ledger, error: str | None = None) -> dict[str, Any]:
     }
 
 
-def notify(settings: NotifySettings, message: Mapping[str, Any]) -> list[str]:
+def notify(settings: NotifySpec, message: Mapping[str, Any]) -> list[str]:
     """Send a message; returns what did not work, in words."""
     body = json.dumps(message).encode()
     faults = []
@@ -67,6 +51,22 @@ def notify(settings: NotifySettings, message: Mapping[str, Any]) -> list[str]:
     if settings.command is not None and (fault := _run(settings.command, body)):
         faults.append(f"the command {settings.command[0]} was not told: {fault}")
     return faults
+
+
+@contextlib.contextmanager
+def told(ledger: Ledger, say: Callable[[str], None]) -> Iterator[None]:
+    """Send what the sweep's `notify:` asks for when the block has ended or failed; what a signal ends is resumed."""
+    error: str | None = None
+    try:
+        yield
+    except Exception as failure:
+        error = str(failure)
+        raise
+    finally:
+        settings = ledger.spec.notify
+        if settings is not None and (error is not None or ledger.state == "finished"):
+            for fault in notify(settings, message(ledger, error)):
+                say(f"warning: {fault}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

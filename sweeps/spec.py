@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from genrec.config import (
     ConfigError,
@@ -142,6 +142,21 @@ class HealthSpec(Section):
     "smallest share of its codes that every level must use"
 
 
+class NotifySpec(Section):
+    """Who is told how the sweep ended (`sweeps.notify`)."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    "environment variable with an http(s) address that takes JSON with a `text`, as chat programs do"
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    "program and arguments, run without a shell; it reads the message as JSON from its standard input"
+
+    @model_validator(mode="after")
+    def _somebody(self) -> NotifySpec:
+        if self.webhook_env is None and self.command is None:
+            raise ValueError("notify needs webhook_env, command or both")
+        return self
+
+
 class SweepSpec(Section):
     """A search space, a base config, a metric and a budget."""
 
@@ -165,6 +180,7 @@ class SweepSpec(Section):
     budget: BudgetSpec = BudgetSpec()
     resources: ResourcesSpec = ResourcesSpec()
     finalists: FinalistsSpec = FinalistsSpec()
+    notify: NotifySpec | None = None
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
     seed: int = 0

@@ -14,12 +14,12 @@ import pytest
 from pydantic import ValidationError
 
 from sweeps.ledger import Ledger
-from sweeps.notify import NotifySettings, message, notify
-from sweeps.spec import load_spec
+from sweeps.notify import message, notify, told
+from sweeps.spec import NotifySpec, load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 VARIABLE = "TEST_SWEEPS_WEBHOOK"
-HOOK = NotifySettings(webhook_env=VARIABLE)
+HOOK = NotifySpec(webhook_env=VARIABLE)
 
 
 class Hook(HTTPServer):
@@ -79,25 +79,25 @@ def test_an_address_that_leads_nowhere_is_a_sentence_and_no_error(
 
 def test_a_command_reads_the_message_from_its_input(tmp_path: Path) -> None:
     program = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(sys.stdin.read())"
-    assert notify(NotifySettings(command=[sys.executable, "-c", program]), {"text": "$(touch x); done"}) == []
+    assert notify(NotifySpec(command=[sys.executable, "-c", program]), {"text": "$(touch x); done"}) == []
     assert json.loads((tmp_path / "told").read_text()) == {"text": "$(touch x); done"}
 
 
 def test_a_command_that_fails_hangs_or_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.notify.TIMEOUT", 0.2)
-    [fault] = notify(NotifySettings(command=["no-such-program"]), {})
+    [fault] = notify(NotifySpec(command=["no-such-program"]), {})
     assert "no-such-program was not told: No such file" in fault
-    [fault] = notify(NotifySettings(command=["sleep", "60"]), {})
+    [fault] = notify(NotifySpec(command=["sleep", "60"]), {})
     assert "it took more than" in fault
     monkeypatch.setattr("sweeps.notify.TIMEOUT", 60.0)
-    [fault] = notify(NotifySettings(command=["false"]), {})
+    [fault] = notify(NotifySpec(command=["false"]), {})
     assert "exit code 1" in fault
 
 
 @pytest.mark.parametrize("settings", [{}, {"webhook_env": "http://x"}, {"command": []}])
 def test_settings_that_tell_nobody_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        NotifySettings(**settings)
+        NotifySpec(**settings)
 
 
 def test_the_message_says_how_the_sweep_ended(hostile_sweep: Path, tmp_path: Path) -> None:
@@ -109,3 +109,35 @@ def test_the_message_says_how_the_sweep_ended(hostile_sweep: Path, tmp_path: Pat
     found = message(Ledger.read(tmp_path / "new"), error="no trial \x1b[31mcame to its end")
     assert found["text"] == "sweep new: ended early\nno trial \N{REPLACEMENT CHARACTER}[31mcame to its end"
     json.dumps(found)
+
+
+def with_command(tmp_path: Path) -> tuple[Ledger, Path]:
+    """A new sweep that writes what it is told into a file."""
+    heard = tmp_path / "heard.json"
+    program = f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read() + '\\n')"
+    spec = load_spec(TINY, {"name": "new", "notify": {"command": [sys.executable, "-c", program]}})
+    return Ledger.create(tmp_path / "new", spec), heard
+
+
+def test_an_end_and_a_failure_are_told_once_and_a_signal_is_not(tmp_path: Path) -> None:
+    ledger, heard = with_command(tmp_path)
+    with pytest.raises(KeyboardInterrupt), told(ledger, print):
+        raise KeyboardInterrupt
+    assert not heard.exists()
+    with pytest.raises(OSError, match="disk"), told(ledger, print):
+        raise OSError("no space on the disk")
+    with told(ledger, print):
+        ledger.mark("finished")
+    ledger.close()
+    first, second = (json.loads(line) for line in heard.read_text().splitlines())
+    assert first["error"] == "no space on the disk"
+    assert (second["error"], second["state"]) == (None, "finished")
+
+
+def test_a_message_that_does_not_get_through_is_a_warning(tmp_path: Path) -> None:
+    spec = load_spec(TINY, {"name": "new", "notify": {"command": ["no-such-program"]}})
+    said: list[str] = []
+    with Ledger.create(tmp_path / "new", spec) as ledger, told(ledger, said.append):
+        ledger.mark("finished")
+    assert len(said) == 1
+    assert said[0].startswith("warning: the command no-such-program was not told")
