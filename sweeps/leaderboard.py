@@ -28,6 +28,8 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     made, found = status["trained_stages"], status["reused_stages"]
     lines = [f"{status['name']}: {status['state']}; trials: {trials or 'none yet'}"]
     lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
+    if status["stop_reason"]:
+        lines.append(f"search ended by: {status['stop_reason']}")
     leaders = ledger.leaderboard()
     if leaders:
         lines += ["", f"trials, best validation {status['metric']} first", *_trial_table(leaders, status["metric"])]
