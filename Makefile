@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.installed
 	$(BIN)/sweeps run search_spaces/quickstart.yaml --resume
 
+# One thread a process: two processes of many threads each would only get in each other's way.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -307,11 +307,18 @@ def _inspect_bundle(
     type=click.Choice(["keep", "exclude", "both"]),
     help="Whether items of the history may be recommended; both: a table each; default as trained.",
 )
+@click.option("--beam", type=click.IntRange(min=1), help="Width of the beams; default as trained.")
 @store_option
 @threads_option
 @format_option
 def evaluate(
-    bundles: tuple[str, ...], split: str, seen: str | None, store: str | None, threads: int | None, form: str
+    bundles: tuple[str, ...],
+    split: str,
+    seen: str | None,
+    beam: int | None,
+    store: str | None,
+    threads: int | None,
+    form: str,
 ) -> None:
     """Measure a bundle on all users, beside blends, baselines and, where the truth is known, the oracle.
 
@@ -328,7 +335,7 @@ def evaluate(
     _set_threads(threads)
     artifacts = ArtifactStore(store) if store else default_store(validate_config(open_tiger(folders[0])[1]["config"]))
     protocols = cast("list[Seen | None]", ["keep", "exclude"] if seen == "both" else [seen])
-    measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol) for protocol in protocols]
+    measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol, beam) for protocol in protocols]
     if form == "json":
         named = {found["protocol"]["seen"]: found for found in measured}
         _say(json.dumps(named if seen == "both" else measured[0], indent=1, sort_keys=True))

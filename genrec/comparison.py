@@ -17,7 +17,7 @@ from typing import Any
 from genrec.artifacts import ArtifactStore
 from genrec.baselines import ItemToItemSettings, evaluate_baselines, fit_baselines, tune_item_to_item
 from genrec.blending import Blend, Ensemble, choose_weight
-from genrec.config import RunConfig, content_hash, validate_config
+from genrec.config import RunConfig, content_hash, validate_config, with_values
 from genrec.data.interactions import Fit, Interactions, Split
 from genrec.data.synthetic import SyntheticTruth, oracle
 from genrec.durable import write_json
@@ -76,22 +76,26 @@ def chosen_weight(config: RunConfig, store: ArtifactStore, models: Mapping[str, 
 
 
 def measure_bundles(
-    bundles: Sequence[Path], store: ArtifactStore, split: Split, seen: Seen | None = None
+    bundles: Sequence[Path],
+    store: ArtifactStore,
+    split: Split,
+    seen: Seen | None = None,
+    beam_size: int | None = None,
 ) -> dict[str, Any]:
     """A bundle on all users of `split`, beside its blends and the references, under one protocol.
 
     Several bundles, of one dataset and one footing, are also measured as an ensemble, which then is what is blended.
 
-    `seen`: `keep` or `exclude`; as the first was trained to be evaluated when None. Returns `rows` (`tiger`, or one a
-    bundle by its name), the `protocol` they were taken under, the `blend`'s weight (None where a refit model's cannot
-    be known), and what unconstrained and exact `decoding` of the first tell on a sample of users.
+    `seen` (`keep` or `exclude`) and `beam_size`: as the first was trained to be evaluated when None. Returns `rows`
+    (`tiger`, or one a bundle by its name), the `protocol` they were taken under, the `blend`'s weight (None where a
+    refit model's cannot be known), and what unconstrained and exact `decoding` of the first tell on a sample of users.
     """
     opened = [open_tiger(bundle, pick_device()) for bundle in bundles]
     configs = [validate_config(facts["config"]) for _, facts in opened]
     config = _comparable(bundles, configs, split)
-    config = config.model_copy(
-        update={"evaluation": config.evaluation.model_copy(update={"seen": seen or config.evaluation.seen})}
-    )
+    evaluation = {"evaluation.seen": seen, "evaluation.beam_size": beam_size}
+    given = {key: value for key, value in evaluation.items() if value is not None}
+    config = validate_config(with_values(config.to_dict(), given))
     references = measure_references(config, store, split)
     interactions = open_interactions(store, stage_keys(config))
     rows, lists = {}, []

@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from genrec.durable import write_text
-from sweeps.driver_lock import DriverLock, is_alive_here
+from sweeps.driver_lock import DriverLock, seems_alive
 from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
 from sweeps.spec import SweepSpec
@@ -230,10 +230,9 @@ class DatabasePlace:
         return DriverLock(self.folder, self._row())
 
     def is_driven(self) -> bool:
-        """Whether the driver lives; of one on another machine, whether it has not said goodbye."""
+        """Whether a driver lives, or seems to on another machine."""
         text = self._row().read()
-        driver = json.loads(text) if text else {"released": True}
-        return is_alive_here(driver) is not False
+        return seems_alive(json.loads(text) if text else {})
 
     def _row(self) -> DriverRow:
         storage = self._connected()

@@ -16,6 +16,7 @@ from genrec.cli import printable
 from genrec.settings.evaluation import METRICS
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
+from sweeps.revisions import described
 from sweeps.status import sweep_status
 
 SHOWN = 10
@@ -30,6 +31,11 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
     if status["stop_reason"]:
         lines.append(f"search ended by: {status['stop_reason']}")
+    if status["taken_over"]:
+        lines.append(f"trials taken over from earlier sweeps: {status['taken_over']}")
+    for number, revision in enumerate(ledger.revisions, start=1):
+        lines.append(f"revision {number}, {revision.at}, after {revision.trials} trials:")
+        lines += [f"  {line}" for line in described(revision.difference)]
     leaders = ledger.leaderboard()
     if leaders:
         lines += ["", f"trials, best validation {status['metric']} first", *_trial_table(leaders, status["metric"])]

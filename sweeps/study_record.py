@@ -49,6 +49,8 @@ class StudyRecord:
         self.study_id = storage.get_study_id_from_name(name)
         self.metric, *self.against = objectives
         self.mode = objectives[self.metric]
+        self.stamp: dict[str, Any] = {}
+        "attributes that every trial gets"
         self._guard = guard
         self._trials = storage.get_all_trials(self.study_id, deepcopy=False)
         self._attrs = storage.get_study_user_attrs(self.study_id)
@@ -99,7 +101,7 @@ class StudyRecord:
             datetime_complete=now if state.is_finished() else None,
             params=fields.get("params", {}),
             distributions=fields.get("distributions", {}),
-            user_attrs=plain(attrs),
+            user_attrs=plain(self.stamp | attrs),
             system_attrs=fields.get("system_attrs", {}),
             intermediate_values=fields.get("intermediate_values", {}),
         )
@@ -245,5 +247,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,
         finished=trial.datetime_complete.astimezone() if trial.datetime_complete else None,
         duplicate_of=attrs.get("duplicate_of"),
+        source=attrs.get("from"),
+        code=attrs.get("code"),
         grid_index=attrs["grid_index"],
     )

@@ -89,12 +89,8 @@ def make_document(ledger: Ledger) -> Document:
 
 def sweep_text(ledger: Ledger) -> str:
     """The sweep as a file that needs no other: the base config is in it, setting by setting."""
-    spec = ledger.spec.to_dict()
-    values = spec.pop("base_values")
-    found = {"name": spec.pop("name"), "set": _by_path(values)}
-    for key in ("base", "set"):
-        spec.pop(key, None)
-    found |= {key: value for key, value in spec.items() if value not in (None, {}, [])}
+    spec = ledger.spec.model_dump(mode="json", exclude_defaults=True, exclude={"name", "base", "set", "base_values"})
+    found = {"name": ledger.spec.name, "set": _by_path(ledger.spec.base_values), **spec}
     head = f"# The sweep {ledger.spec.name} as it was run; sweeps run FILE --name ANOTHER repeats it.\n"
     return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 

@@ -12,7 +12,7 @@ from genrec.baselines import evaluate_baselines
 from genrec.blending import Ensemble
 from genrec.checkpoint import load_checkpoint, save_checkpoint
 from genrec.comparison import chosen_weight, measure_bundles, measure_references, protocol, table_lines
-from genrec.config import RunConfig, load_config
+from genrec.config import ConfigError, RunConfig, load_config
 from genrec.data.sources import load_dataset
 from genrec.errors import InputError
 from genrec.evaluation import BeamRanker, evaluate
@@ -165,3 +165,11 @@ def test_bundles_of_one_name_or_of_other_data_are_no_ensemble(trained, another_s
     save_checkpoint(other / "model", tensors, facts)
     with pytest.raises(InputError, match="another dataset"):
         measure_bundles([trained.bundle, other], trained.store, "test")
+
+
+def test_a_wider_beam_can_be_asked_for_and_none_that_is_narrower_than_a_list(trained, measured):
+    wide = measure_bundles([trained.bundle], trained.store, "test", beam_size=20)
+    assert wide["protocol"]["beam"] == 20
+    assert wide["rows"]["item_to_item (fit: train)"] == measured["keep"]["rows"]["item_to_item (fit: train)"]
+    with pytest.raises(ConfigError, match="beam_size"):
+        measure_bundles([trained.bundle], trained.store, "test", beam_size=2)

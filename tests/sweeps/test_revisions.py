@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from made_up_trials import GRID, MIXED, SAMPLED, drive, essence, run_one, sampler_of, score, spec_of
 
 from genrec.errors import InputError
+from sweeps.cli import main
 from sweeps.finalists import finalists_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.revisions import described, difference
@@ -223,6 +225,29 @@ def test_a_revision_is_stored_with_its_difference(tmp_path: Path):
     assert "budget.time: nothing -> 7200.0" in lines
     assert any(line.startswith("space.train.optimizer: nothing -> {type: choice, values: ") for line in lines)
     assert json.loads(json.dumps(revision.to_dict())) == revision.to_dict()
+
+
+def test_the_command_refuses_a_contradiction_with_a_line_a_key_and_starts_nothing(tmp_path: Path):
+    with Ledger.create(tmp_path / "s", sampled(tmp_path, SAMPLED, "random", 1)) as ledger:
+        drive(ledger)
+        ledger.mark("finished")
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(SAMPLED + "budget: {trials: 4}\nsampler: {type: tpe}\nseed: 3\n")
+    options = ["--storage", str(tmp_path)]
+    refused = CliRunner().invoke(main, ["resume", "s", "--file", str(edited), *options])
+    assert refused.exit_code == 2
+    assert [line.split(":")[1] for line in refused.output.splitlines()[1:3]] == [" sampler.type", " seed"]
+    assert Ledger.read(tmp_path / "s").state == "finished"
+    same = CliRunner().invoke(main, ["resume", "s", "--trials", "1", *options])
+    assert same.exit_code == 0
+    assert "s is finished; nothing to do" in same.output
+    again = CliRunner().invoke(main, ["run", str(edited), "--name", "s", "--resume", *options])
+    assert again.exit_code == 0
+    assert "sampler.type: 'random' -> 'tpe'" in again.output
+    assert "sweeps resume s --file FILE" in again.output
+    bad = CliRunner().invoke(main, ["resume", "s", "--time", "soon", *options])
+    assert bad.exit_code == 2
+    assert "budget.time" in bad.output
 
 
 def test_a_difference_names_keys_and_values():

@@ -16,8 +16,10 @@ from genrec.pipeline import stage_keys
 from sweeps.ledger import Ledger
 from sweeps.ray_tune import _Run, run_queue
 from sweeps.records import Task
+from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.sharing import SHARED, SharedStages
 from sweeps.spec import load_spec
+from sweeps.stopping import Rule
 from sweeps.trial import run_trial
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -51,7 +53,11 @@ class Books:
 
     def run(self, slots: int, tmp_path: Path) -> _Run:
         given = {"metric": "score", "max_failures": 1, "slots": slots, "stop_file": tmp_path / "stop"}
-        return _Run(self, self.missing, self.on_event, lambda: False, **given)
+        run = _Run(self.missing, self.on_event, lambda: False, **given)
+        run.queue = ScheduledQueue(
+            self, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=run.trial_seconds
+        )
+        return run
 
 
 def names(run: _Run, count: int) -> list[str | None]:
@@ -163,8 +169,6 @@ def test_on_ray_no_slot_is_held_by_a_trial_that_waits_and_each_tokenizer_is_made
             name="shared",
             folder=ledger.folder,
             metric="ndcg@10",
-            mode="max",
-            max_epochs=3,
             max_concurrent=3,
             missing=SharedStages(store),
             on_event=on_event,
