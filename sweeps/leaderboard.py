@@ -29,6 +29,8 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     made, found = status["trained_stages"], status["reused_stages"]
     lines = [f"{status['name']}: {status['state']}; trials: {trials or 'none yet'}"]
     lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
+    if status["stop_reason"]:
+        lines.append(f"search ended by: {status['stop_reason']}")
     if status["taken_over"]:
         lines.append(f"trials taken over from earlier sweeps: {status['taken_over']}")
     for number, revision in enumerate(ledger.revisions, start=1):

@@ -403,7 +403,6 @@ class _Run:
             self.queue.pause(task.task.id)
             task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
-            task.running = False
             self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
 
     def _finish(self, task: _Open, status: Ending, result: dict[str, Any]) -> None:

@@ -63,8 +63,7 @@ class ScheduledQueue:
         """A task to run now, or None."""
         if self.spent():
             return None
-        # What an interrupted session left paused comes out of the queue first and may have to go straight on.
-        task = self._promoted() or self._fresh() or self._promoted()
+        task = self._promoted() or self._fresh()
         if task is None and not self._out:
             task = self._promoted(last=True)
         if task is not None:
@@ -76,10 +75,13 @@ class ScheduledQueue:
         return self._paused.pop(found) if found is not None else None
 
     def _fresh(self) -> Task | None:
+        """What the queue hands out first may be what an interrupted session left paused."""
         while (task := self._queue.next()) is not None:
             if not self._rule.is_paused(task.id):
                 return task
             self._paused[task.id] = task
+            if (promoted := self._promoted()) is not None:
+                return promoted
         return None
 
     def judge(self, task_id: str, epoch: int, value: float | None) -> Verdict:

@@ -14,6 +14,7 @@ the trials that overfit.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -104,27 +105,33 @@ def recorded(folder: Path) -> Curves:
 
 @dataclass
 class Found:
-    """One replay: what it spent in all, and until the winner was found (None: never)."""
+    """One replay: what it spent in all, and at every better value: epochs, hours, the value."""
 
     epochs: int
     hours: float
-    best: float
-    winner_epochs: int | None
-    winner_hours: float | None
+    better: list[tuple[int, float, float]]
+
+    @property
+    def best(self) -> float:
+        return self.better[-1][2]
+
+    def until(self, value: float) -> tuple[int, float] | None:
+        """Epochs and hours until a value was reported, None if it never was."""
+        return next(((epochs, hours) for epochs, hours, best in self.better if best >= value), None)
 
 
-def replay(curves: Curves, scheduler: str, slots: int, winner: float, folder: Path) -> Found:
-    """Drive the real ledger through a rehearsal. `winner`: the value to be found."""
+def replay(curves: Curves, scheduler: str, slots: int, folder: Path) -> Found:
+    """Drive the real ledger through a rehearsal."""
     file = folder / "replay.yaml"
     file.write_text(f"{curves.spec}metric: {METRIC}\nbudget: {{trials: {curves.trials}}}\nscheduler: {scheduler}\n")
     spec = load_spec(file)
-    clock, seen = Clock(), []
-    found: list[tuple[int, float]] = []
+    clock, epochs = Clock(), itertools.count(1)
+    better: list[tuple[int, float, float]] = [(0, 0.0, -math.inf)]
 
     def on_epoch(task_id: str, epoch: int, value: float) -> None:
-        seen.append(value)
-        if value >= winner and not found:
-            found.append((len(seen), clock.now / 3600))
+        spent = next(epochs)
+        if value > better[-1][2]:
+            better.append((spent, clock.now / 3600, value))
 
     with Ledger.create(folder / "ledger", spec) as ledger:
         longest = spec.base_config().train.epochs
@@ -138,12 +145,11 @@ def replay(curves: Curves, scheduler: str, slots: int, winner: float, folder: Pa
             clock=clock,
             on_epoch=on_epoch,
         ).run()
-    epochs, hours = found[0] if found else (None, None)
-    return Found(outcome.epochs, outcome.wall_seconds / 3600, max(seen), epochs, hours)
+    return Found(outcome.epochs, outcome.wall_seconds / 3600, better)
 
 
 def line(name: str, runs: Sequence[Found], all_epochs: float, winner: Sequence[float]) -> dict[str, Any]:
-    hits = [run for run in runs if run.winner_epochs is not None]
+    hits = [hit for run, best in zip(runs, winner, strict=True) if (hit := run.until(best)) is not None]
     behind = [1 - run.best / best for run, best in zip(runs, winner, strict=True)]
     return {
         "scheduler": name,
@@ -151,8 +157,8 @@ def line(name: str, runs: Sequence[Found], all_epochs: float, winner: Sequence[f
         "share": statistics.mean(run.epochs for run in runs) / all_epochs,
         "hours": statistics.mean(run.hours for run in runs),
         "found": f"{len(hits)} of {len(runs)}",
-        "winner_epochs": round(statistics.mean(run.winner_epochs or 0 for run in hits)) if hits else None,
-        "winner_hours": statistics.mean(run.winner_hours or 0.0 for run in hits) if hits else None,
+        "winner_epochs": round(statistics.mean(epochs for epochs, _ in hits)) if hits else None,
+        "winner_hours": statistics.mean(hours for _, hours in hits) if hits else None,
         "behind": statistics.mean(behind),
     }
 
@@ -184,26 +190,20 @@ def main() -> None:
     )
     started = time.monotonic()
     runs: dict[str, list[Found]] = {name: [] for name in SCHEDULERS}
-    winners = []
     for number, curves in enumerate(sets):
         curves.spec += f"seed: {number}\n"
-        winner = math.inf
         for name, scheduler in SCHEDULERS.items():
             with tempfile.TemporaryDirectory() as folder:
-                found = replay(curves, scheduler, chosen.slots, winner, Path(folder))
-            if winner == math.inf:
-                winner = found.best
-                with tempfile.TemporaryDirectory() as folder:
-                    found = replay(curves, scheduler, chosen.slots, winner, Path(folder))
-                winners.append(winner)
-            runs[name].append(found)
-    everything = statistics.mean(run.epochs for run in next(iter(runs.values())))
+                runs[name].append(replay(curves, scheduler, chosen.slots, Path(folder)))
+    whole = next(iter(runs.values()))
+    winners = [run.best for run in whole]
+    everything = statistics.mean(run.epochs for run in whole)
     rows = [line(name, found, everything, winners) for name, found in runs.items()]
     took = time.monotonic() - started
     if chosen.format == "json":
         print(json.dumps({"seconds": took, "rows": rows}, indent=1))
     else:
-        print(f"{table(rows)}\n\n{sum(c.trials for c in sets) * (len(runs) + 1)} trials replayed in {took:.0f} s")
+        print(f"{table(rows)}\n\n{sum(c.trials for c in sets) * len(runs)} trials replayed in {took:.0f} s")
 
 
 if __name__ == "__main__":

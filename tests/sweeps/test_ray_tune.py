@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from genrec.artifacts import ArtifactStore
+from genrec.pipeline import run_pipeline
 from sweeps.ray_cluster import Resources
 from sweeps.ray_tune import Interrupted, TrialFunction, run_queue
 from sweeps.records import Task
+from sweeps.spec import load_spec
 from sweeps.stopping import Asha, Promotion
+from sweeps.trial import run_trial
 
 
 @dataclass
@@ -117,6 +123,48 @@ def test_metric_that_is_not_a_number_fails_the_task(ray_cluster: None, tmp_path:
     status, result = records.finished["trial-1"]
     assert (status, result["reason"]) == ("failed", "score is nan at epoch 1")
     assert records.epochs("trial-1") == [1]
+
+
+def test_task_that_never_fits_into_memory_fails_and_the_next_one_runs(ray_cluster: None, tmp_path: Path) -> None:
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import torch
+
+        torch.empty(payload["numbers"])
+        return {}
+
+    records = run(Records([{"numbers": 2**55}, {"numbers": 2}]), trial, tmp_path)
+    status, result = records.finished["trial-1"]
+    assert status == "failed"
+    assert "memory" in result["reason"]
+    assert records.finished["trial-2"][0] == "completed"
+
+
+@pytest.mark.slow
+def test_killed_training_ends_with_the_bits_of_an_undisturbed_one(ray_cluster: None, tmp_path: Path) -> None:
+    """The real trial, killed after its first epoch, against the pipeline in this process."""
+    config = load_spec(Path(__file__).with_name("tiny.yaml")).base_config()
+    killed: list[int] = []
+
+    def on_event(event: str, task_id: str, data: dict[str, Any]) -> None:
+        if data.get("epoch") == 1 and not killed:
+            killed.append(int((tmp_path / "logs" / f"{task_id}.log").read_text().split("process ")[1].split()[0]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    payload = {"config": config.to_dict(), "seed": config.seed, "kind": "trial"}
+    trial = functools.partial(run_trial, store=str(tmp_path / "killed"))
+    records = run(Records([payload]), trial, tmp_path, metric="ndcg@10", on_event=on_event)
+    assert records.finished["trial-1"][0] == "completed"
+    assert killed
+    undisturbed = ArtifactStore(tmp_path / "undisturbed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        key = run_pipeline(config, undisturbed).keys["tiger"]
+    finally:
+        torch.set_num_threads(threads)
+    model = "model/tensors.safetensors"
+    found = [store.path("tiger", key) for store in (undisturbed, ArtifactStore(tmp_path / "killed"))]
+    assert (found[0] / model).read_bytes() == (found[1] / model).read_bytes()
 
 
 @pytest.mark.slow

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeps.budget import Budget
+from sweeps.ledger import Ledger
 from sweeps.records import Task
-from sweeps.scheduled_queue import ScheduledQueue
+from sweeps.scheduled_queue import Queue, ScheduledQueue
 from sweeps.spec import SweepSpec, load_spec
 from sweeps.stopping import Curve, Promotion, Rule
 
@@ -35,7 +37,7 @@ class Numbers:
 
 
 def scheduled(
-    queue: Numbers,
+    queue: Queue,
     rule: Rule | None = None,
     history: dict[str, Curve] | None = None,
     budget: Budget | None = None,
@@ -112,6 +114,57 @@ def test_what_was_paused_waits_again_and_what_was_running_runs_again():
     assert train(queue, "t4", range(1, 2), 0.9) == "go", "best of five"
     assert handed_out(queue) is None
     assert queue.never_promoted()["t0"] == "not promoted at epoch 1: rank 5 of 5"
+
+
+def drive(ledger: Ledger, trained: Counter[tuple[str, int]], epochs_left: int) -> bool:
+    """Two slots over a ledger, epoch by epoch in turn; False when it was killed before the end."""
+    history = {t.id: [(row["epoch"], row["ndcg@10"]) for row in t.epochs] for t in ledger.trials()}
+    queue = scheduled(ledger, history=history)
+    running: list[str] = []
+    while True:
+        while len(running) < 2 and (task := queue.next()) is not None:
+            running.append(task.id)
+        if not running:
+            for task_id, reason in queue.never_promoted().items():
+                ledger.finish(task_id, "stopped", {"reason": reason})
+            return True
+        if epochs_left == 0:
+            return False
+        epochs_left -= 1
+        task_id = running.pop(0)
+        number = int(task_id[-4:])
+        epoch = len(ledger.trials()[number].epochs) + 1
+        trained[task_id, epoch] += 1
+        row = {"epoch": epoch, "ndcg@10": epoch / 10 + (number * 7 % 11) / 100}
+        verdict = queue.judge(task_id, epoch, row["ndcg@10"])
+        ledger.report(task_id, row)
+        if verdict.action == "pause":
+            queue.pause(task_id)
+        elif epoch == 4:
+            queue.finish(task_id, "completed", {})
+        else:
+            running.append(task_id)
+
+
+@pytest.mark.parametrize("killed_after", range(1, 16, 2))
+def test_a_search_that_is_killed_anywhere_promotes_the_best_and_trains_no_epoch_twice(
+    tmp_path: Path, killed_after: int
+):
+    trained: Counter[tuple[str, int]] = Counter()
+    with Ledger.create(tmp_path / "x", load_spec(TINY, {"budget.trials": 8})) as ledger:
+        assert not drive(ledger, trained, killed_after)
+    before = {t.number: t for t in Ledger.read(tmp_path / "x").trials()}
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert drive(ledger, trained, 10**6)
+        trials = ledger.trials()
+    assert len(trials) == 8
+    assert set(trained.values()) == {1}
+    assert all(trials[n].finished == t.finished for n, t in before.items() if t.status == "completed")
+    first, second = ({t.number: t.epochs[at]["ndcg@10"] for t in trials if len(t.epochs) > at} for at in (0, 1))
+    assert set(sorted(first, key=lambda n: -first[n])[:4]) <= set(second), "the better half of all"
+    assert trials[max(second, key=lambda n: second[n])].status == "completed"
+    assert {t.status for t in trials} == {"stopped", "completed"}
+    assert all(str(t.reason).startswith("not promoted at epoch") for t in trials if t.status == "stopped")
 
 
 def test_a_failed_task_makes_room_for_the_next_best():

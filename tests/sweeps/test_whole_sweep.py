@@ -215,6 +215,7 @@ def test_a_driver_killed_at_a_random_moment_loses_nothing_and_repeats_nothing(
     assert {number: after[number] for number in finished} == finished
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_promotion_goes_on_with_the_same_rungs_and_trains_no_epoch_again(tmp_path: Path) -> None:
     """Every trial pauses at epochs 1 and 2; the paused ones are no work that has to be done again."""
     text = SPEC.read_text().replace("seeds: 2", "seeds: 1").replace("budget: {trials: 6}", "budget: {trials: 5}")
@@ -226,7 +227,7 @@ def test_a_killed_promotion_goes_on_with_the_same_rungs_and_trains_no_epoch_agai
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     before = {t.number: t for t in Ledger.read(tmp_path / "tiny").trials()}
-    done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
+    done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path), timeout=500)
     assert done.returncode == 0, done.stderr
     after = {t.number: t for t in Ledger.read(tmp_path / "tiny").trials()}
     assert len(after) == 5
