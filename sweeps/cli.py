@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
+from genrec.errors import InputError
 from sweeps import api
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.reuse import check_names
+from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
 
 if TYPE_CHECKING:
     from genrec.data.interactions import Split
@@ -46,9 +49,11 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @main.command()
 @click.argument("file")
 @set_option
-def validate(file: str, assignments: tuple[str, ...]) -> None:
+@storage_option
+def validate(file: str, assignments: tuple[str, ...], storage: str) -> None:
     """Check FILE against the config's schema; starts nothing."""
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
+    check_names(spec, storage)
     click.echo(f"{file}: a valid sweep named {spec.name}")
     for key, settings in spec.space.items():
         click.echo(f"  {key}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -117,8 +122,18 @@ def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[st
     return load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
 
 
+wait_option = click.option(
+    "--wait-for-nodes",
+    "wait",
+    metavar="TIME",
+    help="Ask the cluster for room for `max_concurrent` trials and wait so long for it: 10m. Some go on with less.",
+)
+
+
 @main.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@click.option("--recipe", help="Instead of FILE: the recipe or config file that a grid starts from.")
+@click.option("--grid", "grids", multiple=True, metavar="KEY=A,B", help="Values of a setting; all combinations run.")
 @name_option
 @trials_option
 @click.option("--dry-run", is_flag=True, help="Only plan it: what it will cost, measured here; starts no trial.")
@@ -126,8 +141,11 @@ def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[st
 @set_option
 @storage_option
 @address_option
+@wait_option
 def run(
-    file: str,
+    file: str | None,
+    recipe: str | None,
+    grids: tuple[str, ...],
     name: str | None,
     trials: int | None,
     dry_run: bool,
@@ -135,16 +153,68 @@ def run(
     assignments: tuple[str, ...],
     storage: str,
     address: str | None,
+    wait: str | None,
 ) -> None:
-    """Run the sweep that FILE describes, from data to winner."""
-    spec = _spec(file, name, trials, assignments)
+    """Run the sweep that FILE describes, or the grid of --grid, from data to winner."""
+    if (file is None) == (not grids):
+        raise click.UsageError("give either a FILE or --grid KEY=A,B (one or more)")
+    if file is not None and recipe is not None:
+        raise click.UsageError("--recipe goes with --grid; a FILE names its own base")
+    spec = (
+        _spec(file, name, trials, assignments)
+        if file is not None
+        else _quick_grid(name, recipe, grids, assignments, trials, storage, keep=not dry_run)
+    )
     if dry_run:
         from sweeps.planner import plan_lines, plan_sweep
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return
-    with _exit_codes(spec.name):
+    with _exit_codes(spec.name), _nodes_for(spec, address, wait):
         _print_status(api.start(spec, storage=storage, address=address, resume=or_resume).ledger, storage)
+
+
+def _quick_grid(
+    name: str | None,
+    recipe: str | None,
+    grids: tuple[str, ...],
+    assignments: tuple[str, ...],
+    trials: int | None,
+    storage: str,
+    *,
+    keep: bool,
+) -> SweepSpec:
+    """The spec of a grid, shown as the file that says the same; `keep`: that file beside the ledger."""
+    from genrec.durable import write_text
+    from sweeps.quick_grid import SOURCE, grid_yaml
+
+    text = grid_yaml(name, recipe, grids, assignments, trials)
+    spec = parse_spec(text, SOURCE)
+    click.echo(text, err=True)
+    path = Path(storage) / spec.name / "sweep.yaml"
+    if keep and not api.is_sweep(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        click.echo(f"kept as {path}", err=True)
+    return spec
+
+
+@contextmanager
+def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterator[None]:
+    """The cluster with room for the sweep's trials, for the block, if waiting was asked for."""
+    if wait is None:
+        yield
+        return
+    if spec.resources.max_concurrent is None:
+        raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
+    from sweeps.ray_cluster import Resources, room_for, start_ray
+
+    asked = spec.resources
+    each = Resources(
+        workers=asked.workers, cpus_per_worker=asked.cpus_per_worker, gpus_per_worker=asked.gpus_per_worker
+    )
+    with start_ray(address), room_for(each, spec.resources.max_concurrent, float(seconds(wait))):
+        yield
 
 
 @main.command()
@@ -152,10 +222,17 @@ def run(
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
 @click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
+@click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
 @storage_option
 @address_option
 def resume(
-    name: str, trials: int | None, time: str | None, file: str | None, storage: str, address: str | None
+    name: str,
+    trials: int | None,
+    time: str | None,
+    file: str | None,
+    accept_data: bool,
+    storage: str,
+    address: str | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
@@ -163,7 +240,15 @@ def resume(
     """
     with _exit_codes(name):
         before = api.load(name, storage)
-        sweep = api.resume(name, trials=trials, time=time, file=file, storage=storage, address=address)
+        sweep = api.resume(
+            name,
+            trials=trials,
+            time=time,
+            file=file,
+            accept_data=accept_data,
+            storage=storage,
+            address=address,
+        )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
         _print_status(sweep.ledger, storage)
@@ -278,13 +363,76 @@ def sync(name: str, storage: str) -> None:
 def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
     with _exit_codes(name):
-        from sweeps.report import markdown_report, trials_csv, write_report
+        from sweeps.report import make_document
+        from sweeps.report.markdown import markdown
+        from sweeps.report.spreadsheet import trials_csv
 
-        ledger = api.load(name, storage).ledger
-        if only_csv or only_markdown:
-            click.echo(trials_csv(ledger) if only_csv else markdown_report(ledger), nl=False)
-            return
-        _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
+        sweep = api.load(name, storage)
+        if only_csv:
+            click.echo(trials_csv(sweep.ledger), nl=False)
+        elif only_markdown:
+            click.echo(markdown(make_document(sweep.ledger)), nl=False)
+        else:
+            _print_lines(str(path) for path in sweep.report(out) if path is not None)
+
+
+@main.command()
+@click.argument("name")
+@storage_option
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+def dashboard(name: str, storage: str, port: int) -> None:
+    """Look at NAME in optuna-dashboard, on this machine, until Ctrl-C; it can change nothing."""
+    with _exit_codes(name):
+        from sweeps.dashboard import HOST, open_dashboard
+
+        with open_dashboard(api.load(name, storage).ledger, port) as server:
+            click.echo(f"http://{HOST}:{server.server_port}/dashboard/ (Ctrl-C ends it)")
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--address", required=True, envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."
+)
+@click.option("--storage", required=True, help="Folder of all sweeps on the cluster, absolute, seen by all nodes.")
+@click.option("--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; default: none.")
+@click.option(
+    "--wait/--no-wait", "follow", default=True, show_default=True, help="Follow the log and leave with its exit code."
+)
+@name_option
+@trials_option
+@set_option
+@wait_option
+def submit(
+    file: Path,
+    address: str,
+    storage: str,
+    pip: tuple[str, ...],
+    follow: bool,
+    name: str | None,
+    trials: int | None,
+    assignments: tuple[str, ...],
+    wait: str | None,
+) -> None:
+    """Run the sweep that FILE describes as a job of a Ray cluster; again: join that job or continue the sweep."""
+    spec = _spec(str(file), name, trials, assignments)
+    words = [*(["--name", name] if name else []), *(["--trials", str(trials)] if trials else [])]
+    words += [word for assignment in assignments for word in ("--set", assignment)]
+    words += ["--wait-for-nodes", wait] if wait else []
+    with _exit_codes(spec.name, again="the same command"):
+        from sweeps.submission import Cluster, Request
+
+        request = Request(spec, file, words, storage, pip)
+        cluster = Cluster(address)
+        job = cluster.submit(request, lambda line: click.echo(printable(line), err=True))
+        stop = f"ray job stop --address {cluster.address} {job}"
+        click.echo(f"it does not need this shell; the same command follows it, and this stops it: {stop}", err=True)
+        if follow:
+            end = cluster.follow(job, lambda text: _print_lines(text.splitlines()))
+            click.echo(printable(end.sentence), err=True)
+            sys.exit(end.code)
 
 
 def _print_status(ledger: Ledger, storage: str) -> None:

@@ -55,6 +55,8 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "finished" and data["status"] != "completed":
             _discard(store, ledger.config_of(int(task_id.rsplit("-", 1)[1])))
+        elif event == "paused":
+            ledger.pause(task_id, data["epoch"])
         on_event(event, task_id, data)
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
@@ -105,7 +107,7 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     ledger.stop_reason = limit or ledger.stop_reason
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
-        if limit and record.status == "running":
+        if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
             ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
 
 

@@ -114,7 +114,7 @@ class LiveView:
         elif event == "started":
             self.say(f"{clock} {task_id} started")
         elif event == "paused":
-            self.say(f"{clock} {task_id} paused: {data['reason']}")
+            self.say(f"{clock} {task_id} {data['reason']}")
         elif event == "report" and "epoch" in data:
             shown = "" if row.value is None else f" {self.ledger.spec.metric} {row.value:.4f}"
             self.say(f"{clock} {task_id} epoch {row.epoch}{shown}")

@@ -28,7 +28,7 @@ from genrec.config import (
 )
 from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
-from genrec.strict_yaml import YamlDocument, YamlError, load_yaml
+from genrec.strict_yaml import YamlDocument, YamlError, load_yaml, parse_yaml
 from sweeps.ledger_url import checked_url
 from sweeps.parameters import Float, Int
 from sweeps.space import Space, setting_value
@@ -218,14 +218,31 @@ def load_spec(
         document = load_yaml(path)
     except YamlError as error:
         raise ConfigError([str(error)]) from None
+    document.data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    return _with_overrides(document, Path(path).parent, overrides, config_overrides)
+
+
+def parse_spec(text: str, source: str) -> SweepSpec:
+    """A sweep file's text as a spec; `source` stands where a file's name stands in a fault. Raises `ConfigError`."""
+    try:
+        return _with_overrides(parse_yaml(text, source), None, None, None)
+    except YamlError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def _with_overrides(
+    document: YamlDocument,
+    folder: Path | None,
+    overrides: Mapping[str, Any] | None,
+    config_overrides: Mapping[str, Any] | None,
+) -> SweepSpec:
     data = dict(document.data)
-    data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
     for key, value in (overrides or {}).items():
         data = _with_override(data, key, value)
     if config_overrides:
         own = data.get("set")
         data["set"] = {**(own if isinstance(own, Mapping) else {}), **config_overrides}
-    return _build(data, document, Path(path).parent)
+    return _build(data, document, folder)
 
 
 def _with_override(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

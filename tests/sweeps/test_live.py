@@ -45,6 +45,14 @@ def test_a_log_file_gets_one_plain_line_an_event(ledger: Ledger) -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_pause_is_told_with_its_reason(ledger: Ledger) -> None:
+    stream = io.StringIO()
+    view = LiveView(ledger, Console(file=stream))
+    view.on_event("started", "trial-0000", {"attempt": 1})
+    view.on_event("paused", "trial-0000", {"epoch": 3, "reason": "paused at epoch 3: rank 2 of 2"})
+    assert stream.getvalue().splitlines()[1].endswith("trial-0000 paused at epoch 3: rank 2 of 2")
+
+
 def drawn(ledger: Ledger, width: int, **options: bool) -> str:
     """The table after one trial has ended and while another waits."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, **options)
