@@ -538,6 +538,11 @@ class _Judge(FIFOScheduler):
         super().__init__()
         self._run = run
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None in particular: Tune then starts what is pending in turn. Were the first one named, it would be given the
+        next process that becomes free and the one that is coming up for it dropped, so that a slot that a death took
+        would stay lost for as long as trials are shorter than the start of a process."""
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         prefix = f"{METRICS}/"
         metrics = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
