@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ from ray.cluster_utils import Cluster
 from genrec.config import RunConfig
 from sweeps.preflight import check_nodes
 from sweeps.ray_cluster import start_ray
-from sweeps.ray_token import private_folder, require_token
+from sweeps.ray_token import require_token
 
 require_token()
 cluster = Cluster(head_node_args={"num_cpus": 1, "object_store_memory": 2**27, "include_dashboard": False})
@@ -94,8 +95,9 @@ def test_the_node_with_other_code_is_named_and_no_other(tmp_path: Path) -> None:
     with open(tmp_path / "code" / "genrec" / "trie.py", "a") as file:
         file.write("# edited\n")
     words = [sys.executable, "-c", CLUSTER, str(tmp_path / "storage"), str(tmp_path / "code")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500, cwd=ROOT, check=False)
-    [line] = [line for line in done.stderr.splitlines() if "ClusterNotReady" in line]
-    assert "has code" in line
-    assert done.stderr.count("fix: the same image") == 1
+    here = os.environ | {"PYTHONPATH": str(ROOT)}  # Ray's processes look into the working folder first
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, cwd=tmp_path, env=here, check=False)
+    raised = done.stderr.partition("sweeps.preflight.ClusterNotReady: ")[2]
+    assert "has code" in raised, done.stderr
+    assert len(raised.splitlines()) == 1
     assert not list((tmp_path / "storage").iterdir())
