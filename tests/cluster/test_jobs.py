@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from sweeps.ledger import Ledger
-from tests.cluster.conftest import CANARY, ROOT, Head
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -29,16 +29,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def get(head: Head, path: str, token: str) -> str:
+def get(head: Any, path: str, token: str) -> str:
     request = urllib.request.Request(head.dashboard + path, headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return str(answer.read().decode())
 
 
 def test_a_sweep_is_submitted_followed_and_submitted_again_and_no_secret_is_written_down(
-    head: Head, file: Path, tmp_path: Path
+    head: Any, file: Path, tmp_path: Path
 ) -> None:
-    token = (head.folder / ".ray" / "auth_token").read_text()
+    token = head.token
     words = ("submit", str(file), "--address", head.dashboard, "--storage", str(tmp_path / "runs"))
 
     sent = head.run("sweeps.cli", *words, "--no-wait")
@@ -58,29 +58,28 @@ def test_a_sweep_is_submitted_followed_and_submitted_again_and_no_secret_is_writ
     assert len([job for job in json.loads(jobs) if job["submission_id"]]) == 2
     told = [jobs, get(head, "/api/v0/actors?detail=1", token), sent.stderr, joined.stdout, joined.stderr, again.stdout]
     for text in told:
-        assert CANARY not in text
+        assert head.canary not in text
         assert token not in text
-    session = Path(f"/tmp/ray-{os.getpid()}/ray/session_latest").resolve()
+    session = (head.sessions / "session_latest").resolve()
     for path in [*session.rglob("*"), *tmp_path.rglob("*"), head.folder / "head.log"]:
         if path.is_file() and not path.is_symlink():
             content = path.read_bytes()
-            assert CANARY.encode() not in content, path
+            assert head.canary.encode() not in content, path
             assert token.encode() not in content, path
 
 
-def test_without_the_token_nobody_gets_in(head: Head, file: Path, tmp_path: Path) -> None:
+def test_without_the_token_nobody_gets_in(head: Any, file: Path, tmp_path: Path) -> None:
     for token in ("", "b" * 64):
         with pytest.raises(urllib.error.HTTPError, match="401|403"):
             get(head, "/api/jobs/", token)
-    stranger = Head(head.folder, head.environment | {"RAY_AUTH_TOKEN": "b" * 64}, head.dashboard)
     words = ("--address", head.dashboard, "--storage", str(tmp_path))
-    refused = stranger.run("sweeps.cli", "submit", str(file), *words)
+    refused = head.with_token("b" * 64).run("sweeps.cli", "submit", str(file), *words)
     assert refused.returncode == 4
     assert f"the Ray at {head.dashboard} wants another token" in refused.stderr
     assert "b" * 64 not in refused.stderr
 
 
-def test_rays_own_command_runs_a_sweep_as_well(head: Head, file: Path, tmp_path: Path) -> None:
+def test_rays_own_command_runs_a_sweep_as_well(head: Any, file: Path, tmp_path: Path) -> None:
     """As the README shows it first; the sweep's file travels in the working folder."""
     words = ["--working-dir", str(file.parent), "--", "sweeps", "run", file.name, "--resume"]
     done = head.run(
