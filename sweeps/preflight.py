@@ -62,7 +62,7 @@ def check_nodes(storage: Path, config: RunConfig) -> None:
 def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
     """What a node has and can do, as plain JSON. `probe` is the folder in the storage that the driver has prepared."""
     folder = Path(probe)
-    facts = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
+    facts: dict[str, Any] = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
     if not facts["storage"]:
         facts["keeps_locks"] = _is_locked(folder / "lock")
         facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
