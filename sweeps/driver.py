@@ -20,7 +20,8 @@ from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
-from sweeps.ray_cluster import Resources, cluster_size, start_ray
+from sweeps.preflight import check_nodes
+from sweeps.ray_cluster import Resources, cluster_size, is_own_ray, start_ray
 from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
@@ -41,6 +42,8 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
+        if not is_own_ray():
+            check_nodes(store.root.parent, ledger.spec.base_config())
         ledger.set_fact("cluster", cluster_size())
         if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)

@@ -26,7 +26,7 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
-from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one
+from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
 
 PROBE_SECONDS = 5.0
 NODES_ASKED_EVERY = 2.0  # seconds
@@ -147,10 +147,7 @@ def _probe(address: str) -> None:
             answer = head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=PROBE_SECONDS)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise ConnectionError(
-                    f"the Ray at {address} wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
-                    "(or put the token into ~/.ray/auth_token)"
-                ) from None
+                raise wrong_token(address) from None
             raise ConnectionError(f"what answers at {address} is no Ray head: {error.details()}") from None
     if answer.ray_version != ray.__version__:
         raise ConnectionError(

@@ -44,6 +44,14 @@ def use_token_if_there_is_one() -> None:
             _enable()
 
 
+def wrong_token(address: str) -> ConnectionError:
+    """The error for a cluster that does not take our token; it names the address and never the token."""
+    return ConnectionError(
+        f"the Ray at {address} wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or put the token "
+        "into ~/.ray/auth_token)"
+    )
+
+
 def token_file() -> Path:
     """Where Ray looks for the token. Raises RuntimeError where the user has no home."""
     return Path.home() / ".ray" / "auth_token"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -30,16 +31,22 @@ import genrec
 import sweeps
 from genrec.config import recipe_files
 from genrec.errors import InputError
-from sweeps.ray_token import use_token_if_there_is_one
+from sweeps.ray_cluster import PROBE_SECONDS
+from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
 
-PROBE_SECONDS = 5.0
 STOP_SECONDS = 60
 "what Ray gives a stopped job to end by itself; its own 3 s are too short for trials to stop"
 SILENCE_SECONDS = 120.0
 "how long the cluster may be unreachable before following a job is given up"
 ATTEMPTS = 5
 "tries to become, or to join, the job of a sweep that others submit at the same time"
+RAYS_LOGGERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"that tell of every upload and closed connection"
 SENTENCE_CODES = (0, 2, 3, 4, 130, 143)
 "exit codes of `sweeps run` that say what became of the sweep"
 
@@ -82,6 +89,8 @@ class Cluster:
         self.address = address if "://" in address else f"http://{address}"
         _probe(self.address)
         use_token_if_there_is_one()
+        for name in RAYS_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._errors(), _as_api_server(self.address):
             self._client = JobSubmissionClient(self.address)
 
@@ -187,10 +196,7 @@ class Cluster:
         try:
             yield
         except AuthenticationError:
-            raise ConnectionError(
-                f"the Ray at {self.address} wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
-                "(or put the token into ~/.ray/auth_token)"
-            ) from None
+            raise wrong_token(self.address) from None
         except (RuntimeError, requests.RequestException, ConnectionError) as error:
             raise ConnectionError(f"{self.address}: {error}") from error
 

@@ -14,7 +14,12 @@ from sweeps.cli import main as sweeps
 from sweeps.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "search_spaces/README.md"))]
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "search_spaces/README.md", "cluster/README.md")
+    )
+]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 GROUPS = {"sweeps": sweeps, "genrec": genrec}
 

@@ -1,0 +1,158 @@
+"""Before a sweep's first trial on a cluster: every node can do what its trials will need.
+
+A node that has other data or other code spoils numbers without a word; one that does not see the storage, or does not
+keep its locks, loses work. Each is asked, and named if it cannot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import genrec
+import sweeps
+from genrec.config import RunConfig, content_hash, validate_config
+from genrec.durable import file_hash
+from genrec.errors import InputError
+from genrec.pipeline import stage_keys
+
+ANSWER_SECONDS = 180.0
+"for a node to answer; its first process imports torch"
+MIN_FREE_BYTES = 2**30
+DISTRIBUTIONS = ("ray", "torch", "genrec-sweeps")
+
+
+class ClusterNotReady(ConnectionError):
+    """Nodes on which trials could not run, or would run differently; a line for each fault."""
+
+
+def check_nodes(storage: Path, config: RunConfig) -> None:
+    """Ask every living node. Ray must be initialised. Raises `ClusterNotReady`.
+
+    Nodes that join later are not asked.
+    """
+    _refuse_temporary(storage)
+    storage.mkdir(parents=True, exist_ok=True)
+    with _probe_folder(storage) as probe:
+        here = facts_of_this_node(str(probe), config.to_dict())
+        asked = {}
+        task = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
+        for node in (node for node in ray.nodes() if node["Alive"]):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
+            asked[name] = task.options(scheduling_strategy=there).remote(str(probe), config.to_dict())
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        found = [f"node {name}: {fault}" for name, answer in asked.items() for fault in _faults(here, answer)]
+    if found:
+        raise ClusterNotReady("\n".join(found))
+
+
+def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a node has and can do, as plain JSON. `probe` is the folder in the storage that the driver has prepared."""
+    folder = Path(probe)
+    facts: dict[str, Any] = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
+    if not facts["storage"]:
+        facts["keeps_locks"] = _is_locked(folder / "lock")
+        facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
+    facts["free"][tempfile.gettempdir()] = shutil.disk_usage(tempfile.gettempdir()).free
+    try:
+        facts["data"] = stage_keys(validate_config(config))["embeddings"]
+    except (InputError, OSError) as error:
+        facts["no_data"] = str(error)
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Of what decides numbers; `code` is a hash of the two packages' files."""
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    files = [path for package in (genrec, sweeps) for path in sorted(Path(package.__path__[0]).rglob("*.py"))]
+    return found | {"code": content_hash([[path.name, file_hash(path)] for path in files])}
+
+
+def faults_of(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    """What a node's facts, measured by those of the driver, are no good for."""
+    for name, version in here["versions"].items():
+        other = there["versions"].get(name)
+        if other != version:
+            yield f"has {name} {other}, the driver {version}; fix: the same image or environment on all nodes"
+    if there["storage"]:
+        yield there["storage"]
+    elif not there["keeps_locks"]:
+        yield "does not keep locks on the storage, so two nodes would make the same artifact; fix: mount it with locks"
+    if "no_data" in there:
+        yield f"cannot read the data: {there['no_data']}"
+    elif there["data"] != here["data"]:
+        yield f"sees other data than the driver ({there['data']}, not {here['data']})"
+    for folder, free in there["free"].items():
+        if free < MIN_FREE_BYTES:
+            yield f"{free / 2**20:.0f} MB free in {folder}; at least {MIN_FREE_BYTES // 2**20} MB are needed"
+
+
+def _faults(here: Mapping[str, Any], answer: Any) -> list[str]:
+    """Of one node, by its answer or by what came instead."""
+    try:
+        return list(faults_of(here, ray.get(answer, timeout=0)))
+    except ray.exceptions.GetTimeoutError:
+        return [f"has not answered in {ANSWER_SECONDS:g} s"]
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        return [f"cannot run this code ({reason}); fix: the same image or environment on all nodes"]
+
+
+def _refuse_temporary(storage: Path) -> None:
+    """A job's working folder is deleted after it, and other nodes have one of their own."""
+    if "working_dir_files" in storage.absolute().parts:
+        raise InputError(f"--storage {storage}: lies in the job's temporary folder; give an absolute, shared path")
+
+
+@contextmanager
+def _probe_folder(storage: Path) -> Iterator[Path]:
+    """A folder in the storage with a lock that is held, for the block."""
+    folder = storage / f".preflight-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        with open(folder / "lock", "w", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fault_of_storage(folder: Path) -> str:
+    """Why this node cannot use the storage; empty if it can."""
+    if not (folder / "lock").is_file():
+        return f"does not see {folder.parent}, the driver's storage; fix: a folder that all nodes share"
+    try:
+        path = folder / f"{platform.node()}-{os.getpid()}"
+        path.write_text("written", encoding="ascii")
+        path.unlink()
+    except OSError as error:
+        return f"cannot write to {folder.parent}: {error}"
+    return ""
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the lock that the driver holds is one here too."""
+    with open(path, encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,89 @@
+"""A sweep as a job of a real Ray head with dashboard and token: the ways in, joining, and what is written down."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sweeps.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One trial of one epoch, and its re-evaluation."""
+    data = yaml.safe_load((ROOT / "tests" / "sweeps" / "tiny.yaml").read_text())
+    data["space"] = {"train.learning_rate": {"type": "grid", "values": [0.003]}}
+    data["set"] |= {"train.epochs": 1, "tokenizer.kind": "rkmeans"}
+    data |= {"budget": {"trials": 1}, "finalists": {"top_k": 1, "seeds": 1}}
+    path = tmp_path_factory.mktemp("file") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def get(head: Any, path: str, token: str) -> str:
+    request = urllib.request.Request(head.dashboard + path, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_sweep_is_submitted_followed_and_submitted_again_and_no_secret_is_written_down(
+    head: Any, file: Path, tmp_path: Path
+) -> None:
+    token = head.token
+    words = ("submit", str(file), "--address", head.dashboard, "--storage", str(tmp_path / "runs"))
+
+    sent = head.run("sweeps.cli", *words, "--no-wait")
+    assert sent.returncode == 0, sent.stderr
+    assert "submitted tiny-" in sent.stderr
+    joined = head.run("sweeps.cli", *words)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert "works on tiny already; following it" in joined.stderr
+    assert "tiny: finished" in joined.stdout
+    again = head.run("sweeps.cli", *words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "tiny: finished" in again.stdout
+    assert "started" not in again.stdout, "a finished sweep runs nothing again"
+    assert [trial.status for trial in Ledger.read(tmp_path / "runs" / "tiny").trials()] == ["completed"]
+
+    jobs = get(head, "/api/jobs/", token)
+    assert len([job for job in json.loads(jobs) if job["submission_id"]]) == 2
+    told = [jobs, get(head, "/api/v0/actors?detail=1", token), sent.stderr, joined.stdout, joined.stderr, again.stdout]
+    for text in told:
+        assert head.canary not in text
+        assert token not in text
+    session = (head.sessions / "session_latest").resolve()
+    for path in [*session.rglob("*"), *tmp_path.rglob("*"), head.folder / "head.log"]:
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            assert head.canary.encode() not in content, path
+            assert token.encode() not in content, path
+
+
+def test_without_the_token_nobody_gets_in(head: Any, file: Path, tmp_path: Path) -> None:
+    for token in ("", "b" * 64):
+        with pytest.raises(urllib.error.HTTPError, match="401|403"):
+            get(head, "/api/jobs/", token)
+    words = ("--address", head.dashboard, "--storage", str(tmp_path))
+    refused = head.with_token("b" * 64).run("sweeps.cli", "submit", str(file), *words)
+    assert refused.returncode == 4
+    assert f"the Ray at {head.dashboard} wants another token" in refused.stderr
+    assert "b" * 64 not in refused.stderr
+
+
+def test_rays_own_command_runs_a_sweep_as_well(head: Any, file: Path, tmp_path: Path) -> None:
+    """As the README shows it first; the sweep's file travels in the working folder."""
+    words = ["--working-dir", str(file.parent), "--", "sweeps", "run", file.name, "--resume"]
+    done = head.run(
+        "ray.scripts.scripts", "job", "submit", "--address", head.dashboard, *words, "--storage", str(tmp_path / "runs")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Ledger.read(tmp_path / "runs" / "tiny").state == "finished"
