@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.installed
 	$(BIN)/sweeps run search_spaces/quickstart.yaml --resume
 
+# One thread a process: two processes of many threads each would only get in each other's way.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -23,6 +24,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/training_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/decoding_speed.py
 	$(BIN)/python tests/benchmarks/trials_per_minute.py
+	$(BIN)/python tests/benchmarks/report_speed.py
 
 # torch first and by its exact pin: a looser request may bring a build with several GB of GPU libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt

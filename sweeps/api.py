@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genrec.config import RunConfig, load_config
 from genrec.errors import InputError
 from sweeps.folders import is_sweep, sweep_folder
+from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.experiment import Experiment
     from sweeps.ledger import Ledger, Study
     from sweeps.ray_cluster import Resources
+    from sweeps.report import ReportFiles
 
 STORAGE = "runs"
 "the folder of all sweeps, unless another is named"
@@ -111,6 +113,13 @@ class Sweep:
             raise InputError(f"sweep {self.name} has no trial with a result yet")
         return self.ledger.config_of(best.number)
 
+    def report(self, folder: str | Path | None = None) -> ReportFiles:
+        """Write what the sweep has come to as a page with pictures, Markdown, CSV; by default to `report/` in its
+        folder."""
+        from sweeps.report import write_report
+
+        return write_report(self.ledger, folder)
+
     def recommender(self) -> Recommender:
         """The winner, ready to recommend."""
         from genrec.recommender import Recommender
@@ -152,8 +161,11 @@ def start(
     from sweeps.ledger import Ledger
 
     folder = Path(storage) / spec.name
-    if resume and is_sweep(folder):
+    if resume and (is_sweep(folder) or Ledger.attach(folder, spec)):
+        if not quiet:
+            _say_what_is_left_out(Sweep(folder).spec, spec)
         return _resume(spec.name, storage=storage, address=address, quiet=quiet)
+    check_names(spec, storage)
     return _drive(Ledger.create(folder, spec), address, quiet)
 
 
@@ -163,6 +175,7 @@ def resume(
     trials: int | None = None,
     time: float | str | None = None,
     file: str | Path | None = None,
+    accept_data: bool = False,
     storage: str | Path = STORAGE,
     address: str | None = None,
     quiet: bool = False,
@@ -174,6 +187,7 @@ def resume(
         trials, time: other limits of the search, both in all, with what was run before; time in seconds or as `2h`.
         file: the sweep's file as it was edited: a wider space, other finalists, other resources. What contradicts the
             record raises `InputError` with a line for every key, and changes nothing.
+        accept_data: go on although the data are not those of the recorded trials.
     """
     from sweeps.ledger import Ledger
 
@@ -186,7 +200,23 @@ def resume(
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
     if sweep.state == "finished" and spec == sweep.spec:
         return sweep
-    return _drive(Ledger.open(folder), address, quiet, spec)
+    if spec.reuse != sweep.spec.reuse:
+        check_names(spec, storage)
+    return _drive(Ledger.open(folder), address, quiet, spec, accept_data)
+
+
+def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
+    """A sweep that is continued as it was started takes nothing from a file that was edited since."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from sweeps.revisions import described, difference
+
+    lines = described(difference(started.to_dict(), asked.to_dict()))
+    if lines:
+        fix = f"sweeps resume {started.name} --file FILE goes on with what is asked for"
+        text = "\n".join([f"warning: {started.name} continues as it was started, without:", *lines, fix])
+        Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 _resume = resume  # `start` has a switch of this name
@@ -277,16 +307,20 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return {key: value for key, value in overrides.items() if key not in settings}, settings
 
 
-def _drive(ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None) -> Sweep:
+def _drive(
+    ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
+) -> Sweep:
     from rich.console import Console
 
+    from sweeps.circumstances import note_session
     from sweeps.driver import drive
     from sweeps.live import LiveView
 
     with ledger:
+        view = LiveView(ledger, Console(stderr=True, quiet=quiet))
+        note_session(ledger, view.say, accept_data=accept_data)
         if spec is not None:
             ledger.revise(spec)
-        view = LiveView(ledger, Console(stderr=True, quiet=quiet))
         with view.shown():
             drive(ledger, address=address, on_event=view.on_event, say=view.say)
     return Sweep(ledger.folder)

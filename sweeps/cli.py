@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +19,7 @@ from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
 from genrec.errors import InputError
 from sweeps import api
+from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @main.command()
 @click.argument("file")
 @set_option
-def validate(file: str, assignments: tuple[str, ...]) -> None:
+@storage_option
+def validate(file: str, assignments: tuple[str, ...], storage: str) -> None:
     """Check FILE against the config's schema; starts nothing."""
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
+    check_names(spec, storage)
     click.echo(f"{file}: a valid sweep named {spec.name}")
     for key, settings in spec.space.items():
         click.echo(f"  {key}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -219,10 +222,17 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
 @click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
+@click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
 @storage_option
 @address_option
 def resume(
-    name: str, trials: int | None, time: str | None, file: str | None, storage: str, address: str | None
+    name: str,
+    trials: int | None,
+    time: str | None,
+    file: str | None,
+    accept_data: bool,
+    storage: str,
+    address: str | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
@@ -230,7 +240,15 @@ def resume(
     """
     with _exit_codes(name):
         before = api.load(name, storage)
-        sweep = api.resume(name, trials=trials, time=time, file=file, storage=storage, address=address)
+        sweep = api.resume(
+            name,
+            trials=trials,
+            time=time,
+            file=file,
+            accept_data=accept_data,
+            storage=storage,
+            address=address,
+        )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
         _print_status(sweep.ledger, storage)
@@ -306,10 +324,17 @@ def compare(
 @click.argument("name")
 @storage_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def status(name: str, storage: str, form: str) -> None:
+@click.option("--watch", "watched", is_flag=True, help="First look on until the sweep ends; from any machine.")
+def status(name: str, storage: str, form: str, watched: bool) -> None:
     """Print what a sweep has come to; reads the ledger only."""
-    with _exit_codes(name):
+    with _exit_codes(name, again=f"sweeps status {name} --watch" if watched else None):
         sweep = api.load(name, storage)
+        if watched:
+            from rich.console import Console
+
+            from sweeps.watch import watch
+
+            watch(sweep.ledger, Console(stderr=form == "json"))
         if form == "json":
             click.echo(json.dumps(sweep.status(), indent=1, sort_keys=True))
         else:
@@ -338,13 +363,32 @@ def sync(name: str, storage: str) -> None:
 def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
     with _exit_codes(name):
-        from sweeps.report import markdown_report, trials_csv, write_report
+        from sweeps.report import make_document
+        from sweeps.report.markdown import markdown
+        from sweeps.report.spreadsheet import trials_csv
 
-        ledger = api.load(name, storage).ledger
-        if only_csv or only_markdown:
-            click.echo(trials_csv(ledger) if only_csv else markdown_report(ledger), nl=False)
-            return
-        _print_lines(str(path) for path in write_report(ledger, out) if path is not None)
+        sweep = api.load(name, storage)
+        if only_csv:
+            click.echo(trials_csv(sweep.ledger), nl=False)
+        elif only_markdown:
+            click.echo(markdown(make_document(sweep.ledger)), nl=False)
+        else:
+            _print_lines(str(path) for path in sweep.report(out) if path is not None)
+
+
+@main.command()
+@click.argument("name")
+@storage_option
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+def dashboard(name: str, storage: str, port: int) -> None:
+    """Look at NAME in optuna-dashboard, on this machine, until Ctrl-C; it can change nothing."""
+    with _exit_codes(name):
+        from sweeps.dashboard import HOST, open_dashboard
+
+        with open_dashboard(api.load(name, storage).ledger, port) as server:
+            click.echo(f"http://{HOST}:{server.server_port}/dashboard/ (Ctrl-C ends it)")
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 @main.command()

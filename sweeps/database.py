@@ -24,10 +24,11 @@ from optuna.storages import get_storage as with_cache
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from genrec.durable import write_text
-from sweeps.driver_lock import DriverLock, is_alive_here
+from genrec.errors import InputError
+from sweeps.driver_lock import DriverLock, seems_alive
 from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
 from sweeps.spec import SweepSpec
@@ -162,9 +163,12 @@ class DriverRow:
 class DatabasePlace:
     """Where the ledger of the sweep in `folder` is, by the URL of its file."""
 
-    def __init__(self, folder: Path, url: str):
+    def __init__(self, folder: Path, url: str, sweep: str | None = None):
+        """`sweep`: its name where that is not the folder's, as in one that was renamed since."""
+        sweep = sweep or folder.name
         self.folder = folder
-        self.search, self.finalists = f"{folder.name}/{SEARCH}", f"{folder.name}/{FINALISTS}"
+        self.search, self.finalists = f"{sweep}/{SEARCH}", f"{sweep}/{FINALISTS}"
+        self._sweep = sweep
         self._written = url
         self._url = _usable(url, folder)
         self._open: Database | None = None
@@ -174,9 +178,10 @@ class DatabasePlace:
         """The place that `ledger.json` in `folder` names."""
         try:
             note = json.loads((folder / POINTER).read_text())
-            return cls(folder, note["url"])
+            url, sweep = str(note["url"]), str(note["sweep"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LedgerError(f"{folder / POINTER}: cannot be read: {type(error).__name__}: {error}") from None
+        return cls(folder, url, sweep)
 
     @property
     def where(self) -> str:
@@ -192,7 +197,7 @@ class DatabasePlace:
 
     def must_exist(self) -> None:
         if not self.exists():
-            raise LedgerError(f"{self.where}: no sweep {self.folder.name} here; fix: start it with sweeps run FILE")
+            raise LedgerError(f"{self.where}: no sweep {self._sweep} here; fix: start it with sweeps run FILE")
 
     def prepare(self, spec: SweepSpec) -> None:
         """Make the two studies, still without a spec, so that a driver has something to lock."""
@@ -223,17 +228,16 @@ class DatabasePlace:
     def attach(self) -> None:
         """Note in the sweep's folder where its ledger is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        note = {"url": self._written, "search": self.search, "finalists": self.finalists}
+        note = {"url": self._written, "sweep": self._sweep}
         write_text(self.folder / POINTER, json.dumps(note, indent=1) + "\n")
 
     def lock(self) -> DriverLock:
         return DriverLock(self.folder, self._row())
 
     def is_driven(self) -> bool:
-        """Whether the driver lives; of one on another machine, whether it has not said goodbye."""
+        """Whether a driver lives, or seems to on another machine."""
         text = self._row().read()
-        driver = json.loads(text) if text else {"released": True}
-        return is_alive_here(driver) is not False
+        return seems_alive(json.loads(text) if text else {})
 
     def _row(self) -> DriverRow:
         storage = self._connected()
@@ -263,7 +267,11 @@ class DatabasePlace:
                 self._open = Database(url, options)
                 if sqlite:
                     _without_waiting(self._open)
-            except (SQLAlchemyError, ImportError, optuna.exceptions.OptunaError) as error:
+            except ImportError:
+                kind = self._url.get_backend_name()
+                fix = f"pip install 'genrec-sweeps[{kind}]'"
+                raise LedgerError(f"{self.where}: the package for {kind} is not installed; fix: {fix}") from None
+            except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
                 reason = str(error).splitlines()[0]
                 message = f"{self.where}: cannot be reached: {reason}; nothing recorded is lost"
                 raise LedgerError(message) from None
@@ -284,7 +292,10 @@ def _without_waiting(storage: Database) -> None:
 
 def _usable(written: str, folder: Path) -> URL:
     """The URL with environment variables in it, its driver, and SQLite's path made absolute and checked."""
-    url = make_url(resolved(written))
+    try:
+        url = make_url(resolved(written))
+    except ArgumentError:  # whose message would show it
+        raise InputError(f"ledger: {written} is no URL of a database") from None
     url = url.set(drivername=driver_of(url.drivername, lambda name: importlib.util.find_spec(name) is not None))
     if url.get_backend_name() == "sqlite" and url.database:
         path = Path(url.database)

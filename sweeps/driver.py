@@ -21,7 +21,7 @@ from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes
-from sweeps.ray_cluster import Resources, is_own_ray, start_ray
+from sweeps.ray_cluster import Resources, cluster_size, is_own_ray, start_ray
 from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.sharing import SharedStages
@@ -43,6 +43,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     with start_ray(address):
         if not is_own_ray():
             check_nodes(store.root.parent, ledger.spec.base_config())
+        ledger.set_fact("cluster", cluster_size())
         if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
         _reevaluate(ledger, store, on_event, say)
@@ -57,6 +58,8 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "finished" and data["status"] != "completed":
             _discard(store, ledger.config_of(int(task_id.rsplit("-", 1)[1])))
+        elif event == "paused":
+            ledger.pause(task_id, data["epoch"])
         on_event(event, task_id, data)
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
@@ -107,7 +110,7 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     ledger.stop_reason = limit or ledger.stop_reason
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
-        if limit and record.status == "running":
+        if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
             ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
 
 

@@ -2,7 +2,7 @@
 
 A driver leaves a note: host, pid, boot id, and a count that its heartbeat moves on. Where the note is kept differs (a
 file in the sweep's folder, a row in a database); how it is read does not. A driver on this machine is asked of the
-kernel; of one elsewhere the count is watched, so that no two clocks are ever compared. In the sweep's folder the
+kernel; of one elsewhere the count is watched, so that no two clocks decide who may write. In the sweep's folder the
 kernel's own lock comes first: it ends with its owner.
 """
 
@@ -85,7 +85,7 @@ class Claim:
 
         Of a driver on another machine that fell silent this waits `EXPIRY` seconds for a heartbeat.
         """
-        owner = _this_process() | {"token": uuid.uuid4().hex, "beats": 0}
+        owner = _this_process() | {"token": uuid.uuid4().hex, "beats": 0, "beaten": time.time()}
         while True:
             found = self._note.read()
             driver = _parsed(found)
@@ -121,7 +121,7 @@ class Claim:
         with self._turn:
             if self._text is None:
                 return False
-            owner = self._owner | {"beats": self._owner["beats"] + 1}
+            owner = self._owner | {"beats": self._owner["beats"] + 1, "beaten": time.time()}
             if not self._note.swap(self._text, _text(owner)):
                 self._text = None
                 return False
@@ -133,7 +133,8 @@ class Claim:
         silent for too long."""
         silent = time.monotonic() - self._beaten > EXPIRY / 2
         if self._text is None or (silent and not self._beat()):
-            raise _driven(self._sweep, _parsed(self._note.read()))
+            who = _named(_parsed(self._note.read()))
+            raise LedgerError(f"sweep {self._sweep} was taken over by {who}: this driver was silent for too long")
 
     def release(self) -> None:
         self._over.set()
@@ -189,7 +190,10 @@ def read_driver(folder: Path) -> dict[str, Any]:
 
 
 def is_driven(folder: Path) -> bool:
-    """Whether a driver is alive, asked of the kernel without waiting or writing."""
+    """Whether a driver is alive, without waiting or writing: asked of the kernel, and of the note of one elsewhere."""
+    driver = read_driver(folder)
+    if is_alive_here(driver) is None:
+        return seems_alive(driver)
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -203,9 +207,16 @@ def is_driven(folder: Path) -> bool:
     return False
 
 
+def seems_alive(driver: dict[str, Any]) -> bool:
+    """Whether a noted driver lives, for people who look: of one elsewhere by the time of its last heartbeat. Who wants
+    to take over watches it instead."""
+    here = is_alive_here(driver)
+    return abs(time.time() - driver.get("beaten", 0.0)) < 3 * EXPIRY if here is None else here
+
+
 def is_alive_here(driver: dict[str, Any]) -> bool | None:
     """Whether a noted driver lives, as far as this machine can tell; None: it runs, or ran, on another one."""
-    if driver.get("released"):
+    if not driver or driver.get("released"):
         return False
     place = _this_place()
     if any(driver.get(key) != value for key, value in place.items()):
@@ -254,5 +265,10 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 
 def _driven(sweep: str, driver: dict[str, Any]) -> LedgerError:
-    who = f"pid {driver['pid']} on {driver.get('host')} since {driver.get('started')}" if "pid" in driver else None
-    return LedgerError(f"sweep {sweep} is being driven by {who or 'another process'}")
+    return LedgerError(f"sweep {sweep} is being driven by {_named(driver)}")
+
+
+def _named(driver: dict[str, Any]) -> str:
+    if "pid" not in driver:
+        return "another process"
+    return f"pid {driver['pid']} on {driver.get('host')} since {driver.get('started')}"

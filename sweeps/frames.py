@@ -42,6 +42,8 @@ def _trial_row(record: TrialRecord, parameters: list[str]) -> dict[str, Any]:
         "started": record.started,
         "finished": record.finished,
         "duplicate_of": record.duplicate_of,
+        "taken_from": f"{record.source['sweep']} {record.source['trial']}" if record.source else None,
+        "code": record.code,
         "config_hash": record.config_hash,
     }
 

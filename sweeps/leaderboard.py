@@ -16,6 +16,7 @@ from genrec.cli import printable
 from genrec.settings.evaluation import METRICS
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
+from sweeps.revisions import described
 from sweeps.status import sweep_status
 
 SHOWN = 10
@@ -28,6 +29,11 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     made, found = status["trained_stages"], status["reused_stages"]
     lines = [f"{status['name']}: {status['state']}; trials: {trials or 'none yet'}"]
     lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
+    if status["taken_over"]:
+        lines.append(f"trials taken over from earlier sweeps: {status['taken_over']}")
+    for number, revision in enumerate(ledger.revisions, start=1):
+        lines.append(f"revision {number}, {revision.at}, after {revision.trials} trials:")
+        lines += [f"  {line}" for line in described(revision.difference)]
     leaders = ledger.leaderboard()
     if leaders:
         lines += ["", f"trials, best validation {status['metric']} first", *_trial_table(leaders, status["metric"])]

@@ -8,7 +8,7 @@ on nothing else. One process writes (`sweeps.driver_lock`); any number may read.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from sweeps.finalist_queue import FinalistQueue
 from sweeps.journal import LedgerError
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
+from sweeps.reuse import EarlierResults
 from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
 from sweeps.study_record import STATUS, StudyRecord, trial_record
@@ -50,6 +51,7 @@ class Ledger:
         self._storage = storage
         self._lock = lock
         self._stopping = False
+        self._records: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
         self._load()
         sessions = [value for key, value in self._record.attrs().items() if key.startswith("session:")]
         self._session = f"session:{len(sessions)}"
@@ -79,8 +81,17 @@ class Ledger:
 
     @cached_property
     def _proposer(self) -> Proposer:
-        wider = [revision.trials for revision in self.revisions if revision.widens]
-        return Proposer(self._specs, self._record, since=wider[-1] if wider else 0)
+        wider = [number for number, revision in enumerate(self.revisions, start=1) if revision.widens]
+        specs = [self._specs[number] for number in (0, *wider)]
+        specs[-1] = self.spec  # whose space is the same
+        since = self.revisions[wider[-1] - 1].trials if wider else 0
+        earlier = EarlierResults(self.spec, self.folder.parent, self._data, Ledger.read) if self.spec.reuse else None
+        return Proposer(specs, self._record, since, earlier)
+
+    def _data(self) -> str | None:
+        sessions = self.fact("sessions") or [{}]
+        data: str | None = sessions[-1].get("data")
+        return data
 
     def revise(self, spec: SweepSpec) -> Revision | None:
         """Go on with another spec, from the next trial on; None where it is the same. The search is open again.
@@ -107,7 +118,10 @@ class Ledger:
         lock.acquire()
         try:
             if place.exists():
-                raise LedgerError(f"{folder}: exists; use sweeps resume {folder.name}")
+                raise LedgerError(
+                    f"{folder}: exists; use sweeps resume {folder.name}, "
+                    "with --trials, --time or --file where there is more to do"
+                )
             place.write(spec)
             return cls._opened(folder, place, place.writing(), lock)
         except BaseException:
@@ -131,6 +145,17 @@ class Ledger:
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def attach(cls, folder: str | Path, spec: SweepSpec) -> bool:
+        """Make `folder` know a sweep of its name that was begun on another machine, in the database that `spec` names.
+        Whether there is one."""
+        if spec.ledger is None:
+            return False
+        place = place_of(Path(folder), spec.ledger)
+        if place.exists():
+            place.attach()
+        return place.exists()
 
     @classmethod
     def read(cls, folder: str | Path) -> Ledger:
@@ -188,6 +213,11 @@ class Ledger:
     def report(self, task_id: str, metrics: Mapping[str, Any]) -> None:
         """Record one epoch; `metrics` has `epoch`. Late reports of finished trials are ignored."""
         self._record.report(task_id, metrics)
+
+    def pause(self, task_id: str, epoch: int) -> None:
+        """Record that a trial waits, holding nothing, until a rule lets it go on; samplers learn from it as from one
+        that was stopped there."""
+        self._record.pause(task_id, epoch)
 
     def finish(self, task_id: str, status: str, result: Mapping[str, Any]) -> None:
         """Record the end of a trial as `stopped`, `completed` or `failed`. Its value is the best of its epochs; a
@@ -251,7 +281,20 @@ class Ledger:
 
     def trials(self) -> list[TrialRecord]:
         """All trials, by number."""
-        return [trial_record(trial, list(self.spec.objectives)) for trial in self._record.trials()]
+        return [self._trial_record(trial) for trial in self._record.trials()]
+
+    def _trial_record(self, trial: FrozenTrial) -> TrialRecord:
+        """A trial that has not changed keeps its record: a live view asks for thousands several times a second."""
+        known = self._records.get(trial.number)
+        if known is None or known[0] is not trial:
+            known = self._records[trial.number] = (trial, trial_record(trial, list(self.spec.objectives)))
+        return known[1]
+
+    def completed(self) -> Iterator[tuple[TrialRecord, dict[str, Any]]]:
+        """Trials of this sweep that ran to their end here, with their results as they were stored."""
+        for record, trial in zip(self.trials(), self._record.trials(), strict=False):
+            if record.status == "completed" and record.duplicate_of is None:
+                yield record, trial.user_attrs["result"]
 
     def counts(self) -> dict[Status, int]:
         """How many trials have each status."""
@@ -317,6 +360,10 @@ class Ledger:
     def fact(self, key: str) -> Any:
         """What `set_fact` kept, or None."""
         return self._record.attrs().get(f"fact:{key}")
+
+    def stamp(self, **attrs: Any) -> None:
+        """What every trial and re-evaluation that begins from now on has among its attributes."""
+        self._record.stamp = self.finalists.stamp = attrs
 
     def mark(self, phase: Literal["searching", "finalists", "finished", "failed"]) -> None:
         """Where the sweep has got to."""

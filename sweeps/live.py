@@ -1,10 +1,14 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines in a log file."""
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines in a log file.
+
+Events come from the driver itself, or from the ledger of a sweep that is driven elsewhere (`sweeps.watch`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,22 +17,56 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.ledger import Ledger
+from sweeps.records import TrialRecord
 
 RECENT = 12
 "finished trials that stay in the live table"
+ENDED = ("stopped", "completed", "failed")
+LEFT = ("trial", "status", "tokenizer")
+"columns that are aligned to the left"
+DROPPED = ("tokenizer", "best", "time", "epoch")
+"what a narrow terminal goes without, first to last"
+GAP = 2
+Event = tuple[str, str, dict[str, Any]]
+"what happened, to which trial, and the details"
+
+
+@dataclass
+class Row:
+    """A trial or finalist as it is shown."""
+
+    since: float
+    "monotonic seconds of its start"
+    status: str = "running"
+    epoch: int | None = None
+    value: float | None = None
+    best: float | None = None
+    reused: list[str] | None = None
+    seconds: float | None = None
+    reason: str | None = None
+
+    def cells(self, name: str, metric: str) -> dict[str, str]:
+        tokenizer = "" if self.reused is None else "reused" if "tokenizer" in self.reused else "trained"
+        return {
+            "trial": name,
+            "status": self.status,
+            "epoch": "" if self.epoch is None else str(self.epoch),
+            metric: _number(self.value),
+            "best": _number(self.best),
+            "tokenizer": tokenizer,
+            "time": _clock(time.monotonic() - self.since if self.seconds is None else self.seconds),
+        }
 
 
 class LiveView:
-    """Gets the driver's events; `say` prints a line in either form."""
+    """Gets events; `say` prints a line in either form."""
 
     def __init__(self, ledger: Ledger, console: Console):
         self.ledger = ledger
         self.console = console
-        self.started_at = time.monotonic()
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.done = 0
-        self._ended_before = sum(r.status in ("stopped", "completed", "failed") for r in ledger.trials())
+        self.rows: dict[str, Row] = {}
         self._live: Live | None = None
+        self._elapsed = ledger.elapsed, time.monotonic()
 
     @contextmanager
     def shown(self) -> Iterator[LiveView]:
@@ -36,7 +74,7 @@ class LiveView:
         if not self.console.is_terminal:
             yield self
             return
-        with Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True) as live:
+        with Live(console=self.console, get_renderable=self._render, refresh_per_second=2, transient=True) as live:
             self._live = live
             yield self
         self._live = None
@@ -44,71 +82,127 @@ class LiveView:
     def say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 
+    def catch_up(self, events: Iterable[Event]) -> None:
+        """Take in what happened before anyone looked, without a line for each."""
+        for event in events:
+            self._take(*event)
+
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
-        row = self.rows.setdefault(task_id, {"status": "running", "since": time.monotonic()})
-        if event == "started":
-            row["status"] = "running"
-        elif event == "report" and "epoch" in data:
-            row |= {"epoch": data["epoch"], "value": data.get(self.ledger.spec.metric)}
-        elif event == "report":
-            row |= {"reused": data.get("reused", row.get("reused"))}
-        elif event == "finished":
-            self.done += 1
-            row |= {"status": data["status"], "reason": data.get("reason"), "seconds": data.get("duration")}
-            row["reused"] = data.get("reused") or row.get("reused") or []
+        row = self._take(event, task_id, data)
         if self._live is None:
-            self._plain(event, task_id, row)
+            self._plain(event, task_id, row, data)
 
-    def _plain(self, event: str, task_id: str, row: dict[str, Any]) -> None:
-        clock = time.strftime("%H:%M:%S")
-        metric = self.ledger.spec.metric
-        if event == "started":
-            self.say(f"{clock} {task_id} started")
-        elif event == "report" and "epoch" in row and row["status"] == "running":
-            value = row.get("value")
-            shown = "" if value is None else f" {metric} {value:.4f}"
-            self.say(f"{clock} {task_id} epoch {row['epoch']}{shown}")
+    def _take(self, event: str, task_id: str, data: Mapping[str, Any]) -> Row:
+        row = self.rows.setdefault(task_id, Row(time.monotonic()))
+        if event in ("waiting", "paused"):
+            row.status = event
+        elif event == "started":
+            row.status, row.since = "running", time.monotonic() - data.get("ago", 0.0)
+        elif event == "report" and "epoch" in data:
+            row.epoch, row.value = data["epoch"], data.get(self.ledger.spec.metric)
+            better = max if self.ledger.spec.mode == "max" else min
+            row.best = better((value for value in (row.best, row.value) if value is not None), default=None)
         elif event == "finished":
-            tokenizer = " (tokenizer reused)" if "tokenizer" in row["reused"] else ""
-            reason = f": {row['reason']}" if row["reason"] else ""
-            took = f" after {row['seconds']:.0f} s" if row.get("seconds") is not None else ""
-            self.say(f"{clock} {task_id} {row['status']}{took}{tokenizer}{reason}{self._eta()}")
+            row.status, row.reason, row.seconds = data["status"], data.get("reason"), data.get("duration")
+            row.reused = data.get("reused") or []
+        return row
 
-    def _eta(self) -> str:
-        """Time the search still needs, from its pace in this session."""
-        budget = self.ledger.spec.budget
-        elapsed = time.monotonic() - self.started_at
-        left = []
-        if budget.trials and self.done:
-            remaining = max(0, budget.trials - self._ended_before - self.done)
-            left.append(remaining * elapsed / self.done)
-        if budget.time:
-            left.append(max(0.0, budget.time - self.ledger.elapsed))
-        finalists = any(name.startswith("finalist") for name in self.rows)
-        return f"; search ends in about {_clock(min(left))}" if left and not finalists else ""
+    def _plain(self, event: str, task_id: str, row: Row, data: Mapping[str, Any]) -> None:
+        clock = time.strftime("%H:%M:%S")
+        if event == "waiting":
+            self.say(f"{clock} {task_id} waits for a stage that another trial is making")
+        elif event == "started":
+            self.say(f"{clock} {task_id} started")
+        elif event == "paused":
+            self.say(f"{clock} {task_id} {data['reason']}")
+        elif event == "report" and "epoch" in data:
+            shown = "" if row.value is None else f" {self.ledger.spec.metric} {row.value:.4f}"
+            self.say(f"{clock} {task_id} epoch {row.epoch}{shown}")
+        elif event == "finished":
+            tokenizer = " (tokenizer reused)" if "tokenizer" in (row.reused or []) else ""
+            reason = f": {row.reason}" if row.reason else ""
+            took = f" after {row.seconds:.0f} s" if row.seconds is not None else ""
+            self.say(f"{clock} {task_id} {row.status}{took}{tokenizer}{reason}{self._end(self.ledger.trials())}")
+
+    def _end(self, records: Sequence[TrialRecord]) -> str:
+        """When the search will be over, while it is going on."""
+        if any(name.startswith("finalist") for name in self.rows):
+            return ""
+        seconds = remaining_seconds(self.ledger, records)
+        return "" if seconds is None else f"; search ends in about {_clock(seconds)}"
 
     def _render(self) -> Group:
-        metric = self.ledger.spec.metric
-        table = Table(box=None, pad_edge=False)
-        for name in ("trial", "status", "epoch", metric, "tokenizer", "time"):
-            table.add_column(name, justify="left" if name in ("trial", "status", "tokenizer") else "right")
-        finished = [name for name, row in self.rows.items() if row["status"] != "running"]
-        hidden = set(finished[:-RECENT])
-        for name, row in self.rows.items():
-            if name not in hidden:
-                table.add_row(*self._cells(name, row))
+        metric, records = self.ledger.spec.metric, self.ledger.trials()
+        ended = sum(row.status in ENDED for row in self.rows.values())
         leaders = self.ledger.leaderboard()
         best = f", best {metric} {leaders[0].value:.4f} ({leaders[0].id})" if leaders else ""
-        head = f"{self.ledger.spec.name}: {self.done} ended, {_clock(time.monotonic() - self.started_at)}{best}"
-        return Group(Text(head + self._eta(), style="bold"), table)
+        head = f"{self.ledger.spec.name}: {ended} ended, {_clock(self._elapsed_now())}{best}{self._use()}"
+        return Group(Text(head + self._end(records), style="bold"), self._table(metric))
 
-    def _cells(self, name: str, row: dict[str, Any]) -> list[str]:
-        value = row.get("value")
-        seconds = row.get("seconds") or time.monotonic() - row["since"]
-        reused = row.get("reused")
-        tokenizer = "" if reused is None else "reused" if "tokenizer" in reused else "trained"
-        shown = "" if value is None else f"{value:.4f}"
-        return [name, row["status"], str(row.get("epoch", "")), shown, tokenizer, _clock(seconds)]
+    def _elapsed_now(self) -> float:
+        """The sweep's time, which a reader of the ledger learns in steps: the clock goes on between them."""
+        known, since = self._elapsed
+        if self.ledger.elapsed != known:
+            self._elapsed = known, since = self.ledger.elapsed, time.monotonic()
+        return known + time.monotonic() - since
+
+    def _use(self) -> str:
+        """How much of the cluster the running trials have."""
+        cluster, resources = self.ledger.fact("cluster"), self.ledger.spec.resources
+        if not cluster:
+            return ""
+        workers = resources.workers * sum(row.status == "running" for row in self.rows.values())
+        used = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+        return "".join(f", {used[name]:g} of {cluster[name]:g} {name}" for name in used if cluster.get(name))
+
+    def _table(self, metric: str) -> Table:
+        finished = [name for name, row in self.rows.items() if row.status in ENDED]
+        hidden = set(finished[:-RECENT])
+        rows = [row.cells(name, metric) for name, row in self.rows.items() if name not in hidden]
+        columns = fitting(["trial", "status", "epoch", metric, "best", "tokenizer", "time"], rows, self.console.width)
+        table = Table(box=None, pad_edge=False)
+        for name in columns:
+            title = name[: max(4, self.console.width // 5)]
+            table.add_column(title, justify="left" if name in LEFT else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[name] for name in columns))
+        return table
+
+
+def fitting(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    """The columns that a terminal of `width` has room for. Where little is left, names lose their beginnings and words
+    their ends."""
+    kept = list(columns)
+    for name in DROPPED:
+        if _width(kept, rows) <= width:
+            return kept
+        kept.remove(name)
+    if _width(kept, rows) > width:
+        for row in rows:
+            row["trial"] = row["trial"].removeprefix("trial-").removeprefix("finalist-")
+    if _width(kept, rows) > width:
+        for row in rows:
+            row["status"] = row["status"][:4]
+    return kept
+
+
+def _width(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> int:
+    return sum(max([len(name), *(len(row[name]) for row in rows)]) + GAP for name in columns) - GAP
+
+
+def remaining_seconds(ledger: Ledger, records: Sequence[TrialRecord]) -> float | None:
+    """What the search still needs, by its pace so far or by its time limit; None while nothing is known."""
+    budget, left = ledger.spec.budget, []
+    ended = sum(record.status in ENDED and record.duplicate_of is None for record in records)
+    if budget.trials and ended:
+        left.append(max(0, budget.trials - ended) * ledger.elapsed / ended)
+    if budget.time:
+        left.append(max(0.0, budget.time - ledger.elapsed))
+    return min(left) if left else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

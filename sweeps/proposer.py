@@ -1,15 +1,18 @@
 """Which trial comes next: grid points in their order, sampled values beside them, duplicates of earlier trials.
 
-A proposal depends on the sweep's seed, the trial's number and the trials before it, and on nothing else.
+A proposal depends on the sweep's seed, the trial's number and the trials before it, and on nothing else (and on the
+sweeps that it may take results from, if it is told to).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.reuse import Earlier, EarlierResults
 from sweeps.sampling import Sampling, derived_seed, recorded_value
 from sweeps.space import Point
 from sweeps.spec import SweepSpec
@@ -96,15 +99,22 @@ class Proposer:
     """Appends the next trial of a search to its record.
 
     `specs`: what the sweep was started with, and what it was widened to since; `since`: the number of trials when the
-    last widening of the space took place.
+    last widening of the space took place; `earlier`: results that need not be computed again.
     """
 
-    def __init__(self, specs: Sequence[SweepSpec], record: StudyRecord, since: int = 0):
+    def __init__(
+        self,
+        specs: Sequence[SweepSpec],
+        record: StudyRecord,
+        since: int = 0,
+        earlier: EarlierResults | None = None,
+    ):
         self.spec = specs[-1]
         self.space = self.spec.search_space
         self.progress = Progress(since)
         self._specs = specs
         self._record = record
+        self._earlier = earlier
         self._grid_points = grid_points_in_turn(specs, grid_in_order)
         self._listed: dict[int, list[Point] | None] = {}
         self._grid_reasons: dict[int, str | None] = {}
@@ -193,6 +203,8 @@ class Proposer:
             attrs["seed"] = config.seed
         if (first := self.progress.numbers.get(config.hash)) is not None:
             return self._create_duplicate(history[first], attrs, fields)
+        if self._earlier is not None and (earlier := self._earlier.of(config)) is not None:
+            return self._take_over(earlier, attrs, system_attrs=notes, **fields)
         return self._record.create(TrialState.RUNNING, attrs, system_attrs=notes, **fields)
 
     def _sampled(self, grid_index: int, history: Sequence[FrozenTrial]) -> tuple[Point, dict[str, Any]]:
@@ -225,6 +237,16 @@ class Proposer:
         return self._record.create(
             first.state, attrs, values=first.values, intermediate_values=first.intermediate_values, **fields
         )
+
+    def _take_over(self, earlier: Earlier, attrs: dict[str, Any], **fields: Any) -> FrozenTrial:
+        """Record an earlier sweep's result as this trial's: a trial like others, which cost nothing."""
+        record, metric = earlier.record, self.spec.metric
+        source = record.source or {"sweep": earlier.sweep, "trial": record.id, "duration": record.duration}
+        rows = {f"epoch:{row['epoch']}": row for row in record.epochs}
+        curve = {row["epoch"]: row[metric] for row in record.epochs if math.isfinite(row.get(metric, math.nan))}
+        attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | {"duration": 0.0}, "from": source}
+        values = [record.objectives[name] for name in self.spec.objectives]
+        return self._record.create(TrialState.COMPLETE, attrs, values=values, intermediate_values=curve, **fields)
 
     def settle_duplicates(self) -> None:
         """Give waiting duplicates what their first trials came to."""

@@ -184,6 +184,11 @@ def room_for(resources: Resources, trials: int, wait_seconds: float) -> Iterator
         request_resources(bundles=[])
 
 
+def cluster_size() -> dict[str, float]:
+    """CPUs and GPUs of all nodes that are there now."""
+    return {name: float(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
+
+
 def trials_at_once(resources: Resources) -> int:
     """How many trials the cluster can run side by side, 1 or more.
 

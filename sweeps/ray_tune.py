@@ -401,6 +401,7 @@ class _Run:
     def _pause(self, task: _Open) -> None:
         with self._kept():
             self.queue.pause(task.task.id)
+            task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
             task.running = False
             self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})

@@ -49,6 +49,10 @@ class TrialRecord:
     finished: datetime | None
     duplicate_of: int | None = None
     grid_index: int | None = None
+    source: dict[str, Any] | None = None
+    "sweep, trial and duration of the earlier result that was taken over; None: the trial was run"
+    code: str | None = None
+    "commit or version of the code that it began with"
     objectives: dict[str, float] = field(default_factory=dict)
     "the metric and what it stands against, by name"
     health: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeps.cma_es import Told, next_point
 from sweeps.parameters import Float, Int, Parameter
 from sweeps.spec import SamplerSpec, SweepSpec
-from sweeps.study_record import UNSTORED, StudyRecord
+from sweeps.study_record import UNSTORED, StudyRecord, changed, is_paused
 from sweeps.study_storage import SEARCH, directions_of
 
 _POPULATION = 20  # of NSGA-II: sweeps have tens or hundreds of trials, not thousands
@@ -106,6 +106,7 @@ class Sampling:
         self.spec = spec
         self.space = spec.search_space
         self.distributions = distributions(self.space.parameters)
+        self._record = record
         self._view = _View(record, spec)
         self._retold = retold
         self._since = since
@@ -116,6 +117,7 @@ class Sampling:
         """Values of the sampled parameters beside a grid point, in the order of the file, and what to note with them.
 
         `kind` is the sweep's sampler, or `random`."""
+        history = [self._as_known(trial) for trial in history]
         self._view.notes = {}
         self._view.shown = [self._retold(trial) for trial in history]
         seed = derived_seed(self.spec.seed, len(history), "sampler")
@@ -131,6 +133,12 @@ class Sampling:
             values |= self._asked(kind if joint_sampler else "tpe", names, len(history), seed)
         in_order = {name: values[name] for name in self.space.sampled if name in values}
         return in_order, self._view.notes
+
+    def _as_known(self, trial: FrozenTrial) -> FrozenTrial:
+        """A paused trial has shown what it is worth: nothing more may ever come of it, so it counts as stopped."""
+        if not is_paused(trial):
+            return trial
+        return changed(trial, state=TrialState.PRUNED, values=[self._record.best_value(trial)])
 
     def _evolved(self, names: Sequence[str], history: Sequence[FrozenTrial], seed: int) -> dict[str, Any]:
         """CMA-ES over float and int parameters; its whole state is in the trials."""

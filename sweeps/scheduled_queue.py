@@ -108,7 +108,8 @@ class ScheduledQueue:
     def never_promoted(self) -> dict[str, str]:
         """After the search: the tasks that still wait, and why they were not trained on."""
         limit = self.spent()
-        return {name: self._rule.standing(name) + (f"; {limit}" if limit else "") for name in self._paused}
+        because = f"; {limit}" if limit else ""
+        return {name: f"not promoted at {self._rule.standing(name)}{because}" for name in self._paused}
 
     def report(self, task_id: str, metrics: dict[str, Any]) -> None:
         self._queue.report(task_id, metrics)

@@ -53,7 +53,7 @@ class Rule:
         return None
 
     def standing(self, trial: str) -> str:
-        """Where a paused trial stands, in words."""
+        """Where a paused trial stands: `epoch 3: rank 5 of 9`."""
         return ""
 
 
@@ -198,7 +198,7 @@ class Promotion(Halving):
     def judge(self, trial: str, epoch: int, value: float) -> Verdict:
         is_new = self.new_rung(trial, epoch) is not None
         self.recall(trial, [(epoch, value)])
-        return Verdict("pause", self.standing(trial)) if is_new else GO
+        return Verdict("pause", f"paused at {self.standing(trial)}") if is_new else GO
 
     def recall(self, trial: str, curve: Curve) -> None:
         for epoch, value in curve:
@@ -225,7 +225,7 @@ class Promotion(Halving):
 
     def standing(self, trial: str) -> str:
         epoch, rung = self._paused[trial]
-        return f"not promoted at epoch {epoch}: {rung.rank(trial)}"
+        return f"epoch {epoch}: {rung.rank(trial)}"
 
 
 def rule_of(scheduler: SchedulerSpec, mode: Mode, longest: int) -> Rule:

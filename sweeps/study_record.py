@@ -26,6 +26,7 @@ STATUS: dict[TrialState, Status] = {
     TrialState.COMPLETE: "completed",
     TrialState.FAIL: "failed",
 }
+_PAUSED = "paused"
 _STATE = {"stopped": TrialState.PRUNED, "completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
 
@@ -48,6 +49,8 @@ class StudyRecord:
         self.study_id = storage.get_study_id_from_name(name)
         self.metric, *self.against = objectives
         self.mode = objectives[self.metric]
+        self.stamp: dict[str, Any] = {}
+        "attributes that every trial gets"
         self._guard = guard
         self._trials = storage.get_all_trials(self.study_id, deepcopy=False)
         self._attrs = storage.get_study_user_attrs(self.study_id)
@@ -98,7 +101,7 @@ class StudyRecord:
             datetime_complete=now if state.is_finished() else None,
             params=fields.get("params", {}),
             distributions=fields.get("distributions", {}),
-            user_attrs=plain(attrs),
+            user_attrs=plain(self.stamp | attrs),
             system_attrs=fields.get("system_attrs", {}),
             intermediate_values=fields.get("intermediate_values", {}),
         )
@@ -133,6 +136,12 @@ class StudyRecord:
         self._write("set_trial_user_attr", trial._trial_id, key, value)
         self._replace(number, user_attrs=trial.user_attrs | {key: value})
 
+    def pause(self, task_id: str, epoch: int) -> None:
+        """Note that a trial waits at this epoch; with the next epoch's row it is seen to go on."""
+        trial = self._open_trial(task_id)
+        if trial is not None:
+            self._set_trial_attr(trial.number, _PAUSED, epoch)
+
     def end(self, number: int, state: TrialState, result: dict[str, Any], values: Sequence[float] | None) -> None:
         """End a trial: its result first, then its state by one append."""
         self._set_trial_attr(number, "result", result)
@@ -150,7 +159,7 @@ class StudyRecord:
         if trial is None:
             return None
         if value is None:
-            value = self._best_value(trial)
+            value = self.best_value(trial)
         stored = plain(result)
         values = None if value is None else [value, *self._further_values(trial, stored)]
         reason = self._why_failed(trial, values or []) if status != "failed" else None
@@ -163,7 +172,8 @@ class StudyRecord:
         self.end(trial.number, _STATE[status], stored, None if status == "failed" else values)
         return trial.number
 
-    def _best_value(self, trial: FrozenTrial) -> float | None:
+    def best_value(self, trial: FrozenTrial) -> float | None:
+        """Of the metric, over the trial's epochs."""
         values = trial.intermediate_values.values()
         return (max(values) if self.mode == "max" else min(values)) if values else None
 
@@ -171,7 +181,7 @@ class StudyRecord:
         """Of the objectives beside the metric, as the result or the best epoch has them; NaN where neither does."""
         if not self.against:
             return []
-        best = self._best_value(trial)
+        best = self.best_value(trial)
         row = next((row for row in rows_of(trial) if metric_in(row, self.metric) == best), {})
         found = [metric_in({**row, **result}, name) for name in self.against]
         return [math.nan if value is None else value for value in found]
@@ -200,6 +210,12 @@ def changed(trial: FrozenTrial, **fields: Any) -> FrozenTrial:
     return changed
 
 
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether a trial that has not ended waits at an epoch to be promoted."""
+    epoch = trial.user_attrs.get(_PAUSED)
+    return epoch is not None and not trial.state.is_finished() and epoch >= max(trial.intermediate_values, default=0)
+
+
 def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     rows = [row for key, row in trial.user_attrs.items() if key.startswith("epoch:")]
     return sorted(rows, key=lambda row: row["epoch"])
@@ -209,6 +225,8 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
     attrs = trial.user_attrs
     result = attrs.get("result", {})
     status = "infeasible" if attrs.get("status") == "infeasible" else STATUS[trial.state]
+    if is_paused(trial):
+        status = "waiting"
     return TrialRecord(
         number=trial.number,
         id=attrs["id"],
@@ -229,5 +247,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,
         finished=trial.datetime_complete.astimezone() if trial.datetime_complete else None,
         duplicate_of=attrs.get("duplicate_of"),
+        source=attrs.get("from"),
+        code=attrs.get("code"),
         grid_index=attrs["grid_index"],
     )

@@ -75,6 +75,9 @@ class Place(Protocol):
     def write(self, spec: SweepSpec) -> None:
         """Begin the sweep."""
 
+    def attach(self) -> None:
+        """Make the sweep's folder know where its studies are."""
+
     def lock(self) -> DriverLock: ...
 
     def is_driven(self) -> bool:
@@ -123,6 +126,9 @@ class JournalPlace:
         storage.create_new_study(directions[:1], FINALISTS)
         storage.set_study_user_attr(search, SPEC, spec.to_dict())
         put(temporary, self._path)
+
+    def attach(self) -> None:
+        """Nothing: they are in it."""
 
     def lock(self) -> DriverLock:
         return DriverLock(self._folder)

@@ -49,7 +49,7 @@ def run_trial(
     if checkpoint_interval is not None:
         config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
     artifacts = ArtifactStore(store)
-    mine = tracked and tracked_trial(tracked, payload["id"], config)
+    mine = tracked and tracked_trial(tracked, payload["id"], payload["kind"], config)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
     found = open_ids(artifacts, shared.keys).health
     notes = {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}
@@ -72,9 +72,12 @@ def run_trial(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if payload["kind"] == "finalist":
+        measured = {}
         for split in payload.get("splits", ("validation", "test")):
-            result[split] = result.get(split, {}) | measure(config, artifacts, split).metrics
-            _summarise(config, mine, {f"{split}/{name}": value for name, value in result[split].items()})
+            measured[split] = measure(config, artifacts, split).metrics
+            result[split] = result.get(split, {}) | measured[split]
+        figures = {f"{split}/{name}": value for split, row in measured.items() for name, value in row.items()}
+        _summarise(config, mine, figures)
     return result
 
 
@@ -83,9 +86,8 @@ def tracked_sweep(folder: Path) -> TrackedRun:
     return TrackedRun("sweep", str(folder.absolute() / TRACKING), group=folder.name, offline=True)
 
 
-def tracked_trial(sweep: TrackedRun, task_id: str, config: RunConfig) -> TrackedRun:
-    """The run of a trial or of a finalist (whose ids begin so) within that of the sweep."""
-    kind = task_id.partition("-")[0]
+def tracked_trial(sweep: TrackedRun, task_id: str, kind: str, config: RunConfig) -> TrackedRun:
+    """The run of a trial or of a finalist in the group of its sweep."""
     return replace(sweep, name=task_id, job_type=kind, tags=(config.dataset.source, config.tokenizer.kind))
 
 

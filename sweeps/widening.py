@@ -51,24 +51,22 @@ def completed(space: Space, base: Mapping[str, Any], point: Mapping[str, Any]) -
 
 
 def grid_points_in_turn(specs: Sequence[SweepSpec], points_of: Callable[[SweepSpec], list[Point]]) -> list[Point]:
-    """The points of a sweep's specs, oldest first, each once and completed; a point that a constraint forbade and no
-    longer does comes again."""
+    """The points of a sweep's specs, oldest first, each once and completed. In a grid that is gone through once, a
+    point that a constraint forbade and no longer does comes again."""
     present = specs[-1]
+    reopens = present.search_space.pure_grid and any(spec.constraints != present.constraints for spec in specs)
     grid = Space(present.search_space.grid)
     found: list[Point] = []
-    reasons: dict[str, bool] = {}
+    forbidden: dict[str, bool] = {}
     for spec in specs:
         for point in points_of(spec):
             full = completed(grid, present.base_values, point)
             key = json.dumps(full, sort_keys=True)
-            if key not in reasons or (reasons[key] and not _is_forbidden(spec, point)):
+            is_forbidden = reopens and spec.search_space.grid_infeasible_reason(spec.base_values, point) is not None
+            if key not in forbidden or (forbidden[key] and not is_forbidden):
                 found.append(full)
-            reasons[key] = len(specs) > 1 and _is_forbidden(spec, point)
+            forbidden[key] = is_forbidden
     return found
-
-
-def _is_forbidden(spec: SweepSpec, grid_point: Point) -> bool:
-    return spec.search_space.grid_infeasible_reason(spec.base_values, grid_point) is not None
 
 
 def sampled_points_in_turn(
@@ -105,6 +103,8 @@ def _has(spec: SweepSpec, beside: Point, grid_point: Point, present: SweepSpec) 
 def _reopened(before: Sequence[SweepSpec], spec: SweepSpec, point: Point) -> bool:
     """Whether the last earlier spec with the point forbade it, and `spec` does not."""
     earlier = before[-1]
+    if earlier.constraints == spec.constraints:
+        return False
     known = {name: value for name, value in point.items() if name in earlier.search_space.parameters}
     forbidden = earlier.search_space.infeasible_reason(earlier.base_values, known) is not None
     return forbidden and spec.search_space.infeasible_reason(spec.base_values, point) is None

@@ -17,7 +17,7 @@ from genrec.durable import write_text
 from sweeps.ledger import Ledger
 from sweeps.report.document import Document
 
-__all__ = ["ReportFiles", "make_document", "markdown_report", "trials_csv", "write_report"]
+__all__ = ["ReportFiles", "make_document", "write_report"]
 
 FOLDER = "report"
 "below the sweep's own"
@@ -41,7 +41,7 @@ def write_report(ledger: Ledger, folder: str | Path | None = None) -> ReportFile
 
     folder = ledger.folder / FOLDER if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    document = make_document(ledger)
+    document = make_document(ledger, folder)
     texts = {
         "report.html": page(document),
         "report.md": markdown(document),
@@ -54,22 +54,8 @@ def write_report(ledger: Ledger, folder: str | Path | None = None) -> ReportFile
     return ReportFiles(page_path, markdown_path, trials, sweep, _write_best(ledger, folder / "best.yaml"))
 
 
-def markdown_report(ledger: Ledger) -> str:
-    """The report as Markdown."""
-    from sweeps.report.markdown import markdown
-
-    return markdown(make_document(ledger))
-
-
-def trials_csv(ledger: Ledger) -> str:
-    """The trials as CSV."""
-    from sweeps.report.spreadsheet import trials_csv
-
-    return trials_csv(ledger)
-
-
-def make_document(ledger: Ledger) -> Document:
-    """The report before it is HTML or Markdown."""
+def make_document(ledger: Ledger, folder: Path | None = None) -> Document:
+    """The report before it is HTML or Markdown. `folder`: as for `write_report`, whose files its commands name."""
     from sweeps.report.catalogue import catalogue_sections
     from sweeps.report.course import course_sections
     from sweeps.report.examples import examples
@@ -78,7 +64,7 @@ def make_document(ledger: Ledger) -> Document:
 
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = [
-        *summary(ledger),
+        *summary(ledger, folder or ledger.folder / FOLDER),
         *search_sections(ledger),
         *catalogue_sections(ledger),
         examples(ledger),
@@ -89,12 +75,8 @@ def make_document(ledger: Ledger) -> Document:
 
 def sweep_text(ledger: Ledger) -> str:
     """The sweep as a file that needs no other: the base config is in it, setting by setting."""
-    spec = ledger.spec.to_dict()
-    values = spec.pop("base_values")
-    found = {"name": spec.pop("name"), "set": _by_path(values)}
-    for key in ("base", "set"):
-        spec.pop(key, None)
-    found |= {key: value for key, value in spec.items() if value not in (None, {}, [])}
+    spec = ledger.spec.model_dump(mode="json", exclude_defaults=True, exclude={"name", "base", "set", "base_values"})
+    found = {"name": ledger.spec.name, "set": _by_path(ledger.spec.base_values), **spec}
     head = f"# The sweep {ledger.spec.name} as it was run; sweeps run FILE --name ANOTHER repeats it.\n"
     return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 

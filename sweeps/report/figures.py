@@ -25,7 +25,6 @@ STATUS_COLOURS = {
     "running": "#2f9e5b",
 }
 BEST_COLOUR = "#8e44ad"
-SCALE = "Viridis"
 _FOREIGN = re.compile(r"<(?!br>|/?b>|/?extra>)")
 
 

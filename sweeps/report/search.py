@@ -9,12 +9,13 @@ import optuna.visualization
 import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
+from plotly.colors import sample_colorscale
 
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar
-from sweeps.report.figures import BEST_COLOUR, SCALE, STATUS_COLOURS, as_json, joined, label, rounded
+from sweeps.report.figures import BEST_COLOUR, STATUS_COLOURS, as_json, joined, label, rounded
 from sweeps.report.importance import Comparable, Importance, comparable_trials, measure_importance, new_study
 
 MAX_ROWS = 1000
@@ -203,6 +204,7 @@ def importance_bars(importance: Importance, metric: str) -> Picture:
                 x=[shares[name][0] for name in known],
                 error_x={
                     "type": "data",
+                    "color": "#808890",
                     "array": [shares[name][2] - shares[name][0] for name in known],
                     "arrayminus": [shares[name][0] - shares[name][1] for name in known],
                 },
@@ -268,10 +270,8 @@ def _part_name(shade: int) -> str:
 
 
 def _shade(shade: int) -> str:
-    """From pale to strong."""
-    from plotly.colors import sample_colorscale
-
-    return str(sample_colorscale(SCALE, [1 - shade / (SHADES - 1)])[0])
+    """From grey to orange, which stand out from a light and from a dark ground."""
+    return str(sample_colorscale(["#98a2ab", "#d9480f"], [shade / (SHADES - 1)], colortype="rgb")[0])
 
 
 def slices(ledger: Ledger, importance: Importance | str) -> list[Block]:

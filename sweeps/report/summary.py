@@ -10,7 +10,7 @@ from typing import Any
 from genrec.artifacts import ARTIFACTS
 from genrec.config import RunConfig
 from sweeps.differences import differing_settings
-from sweeps.finalists import config_of_run, current_runs, finalist_name
+from sweeps.finalists import config_of_run, current_runs, finalist_name, metric_per_user
 from sweeps.leaderboard import counted, example_history, in_order
 from sweeps.ledger import Ledger
 from sweeps.planner import clock
@@ -19,13 +19,13 @@ from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table
 from sweeps.status import sweep_status
 
 
-def summary(ledger: Ledger) -> list[Section]:
-    """Verdict, winner, numbers on the test split, commands."""
+def summary(ledger: Ledger, report: Path) -> list[Section]:
+    """Verdict, winner, numbers on the test split, commands. `report`: the folder that the report is written to."""
     status = sweep_status(ledger)
     sections = [Section("verdict", "Verdict", verdict(ledger, status))]
     if status["finalists"]:
         sections.append(Section("numbers", "On the test split", numbers(status)))
-    return [*sections, Section("commands", "Commands", [commands(ledger, status)])]
+    return [*sections, Section("commands", "Commands", [commands(ledger, status, report)])]
 
 
 def lead(ledger: Ledger) -> str:
@@ -61,14 +61,13 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     if status["winner"] is None:
         return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
     row = status["finalists"][0]
-    value = _spread(row, "test", spec.metric)
-    sentences = [
-        f"{row['trial']} wins: {spec.metric} {value} on the test split, mean and deviation over "
+    metric = metric_per_user(spec.metric, row["test"])
+    wins = (
+        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, mean and deviation over "
         f"{counted(len(row['seeds']), 'seed')}; chosen by validation."
-    ]
-    blocks: list[Block] = [Text(sentence, strong=True) for sentence in sentences]
-    blocks += [Text(sentence) for sentence in [*status["verdict"], *_against_references(status, spec.metric)]]
-    return [*blocks, *_difference(ledger, "winner")]
+    )
+    sentences = [*status["verdict"], *_against_references(status, metric)]
+    return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]
 
 
 _DOING = {
@@ -91,15 +90,12 @@ def _so_far(ledger: Ledger, status: Mapping[str, Any]) -> str:
 
 
 def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
-    """The winner beside what needs no training, and beside what is possible."""
-    value = status["finalists"][0]["test"].get(metric, {}).get("mean")
-    if value is None:
-        return []
+    """The baselines that the winner is above (the verdict names the others), and what is possible."""
+    value = status["finalists"][0]["test"][metric]["mean"]
     sentences = [
-        f"The baseline {name} (fit: {row['fit']}) has {metric} {row[metric]:.4f}; the winner is "
-        f"{'above' if value > row[metric] else 'not above'} it ({value - row[metric]:+.4f})."
+        f"The winner is above the baseline {name} (fit: {row['fit']}): {value:.4f} against {row[metric]:.4f}."
         for name, row in status["baselines"].items()
-        if metric in row
+        if metric in row and value > row[metric]
     ]
     oracle = (status["oracle"] or {}).get(metric)
     if oracle:
@@ -130,11 +126,11 @@ def numbers(status: Mapping[str, Any]) -> list[Block]:
     tuples = [name for name in names if name.startswith("tuple_")]
     ensemble = [status["ensemble"]] if status["ensemble"] else []
     references: list[list[Cell]] = [
-        [name, None, f"fit: {row['fit']}", *(row.get(column) for column in items)]
+        [f"{name} (fit: {row['fit']})", None, None, *(row.get(column) for column in items)]
         for name, row in status["baselines"].items()
     ]
     if status["oracle"]:
-        references.append(["oracle", None, "best possible", *(status["oracle"].get(column) for column in items)])
+        references.append(["oracle (best possible)", None, None, *(status["oracle"].get(column) for column in items)])
     columns = ["", "seeds", "parameters"]
     finalists = [_finalist(row, items) for row in [*status["finalists"], *ensemble]]
     blocks: list[Block] = [
@@ -187,12 +183,12 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def commands(ledger: Ledger, status: Mapping[str, Any]) -> Commands:
+def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
     folder, name = ledger.folder, ledger.spec.name
     storage = "" if folder.parent == Path("runs") else f" --storage {quote(str(folder.parent))}"
     store = quote(str(folder.parent / ARTIFACTS))
-    files = {file: quote(str(folder / "report" / file)) for file in ("sweep.yaml", "best.yaml")}
+    files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
     lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
     if status["winner"]:
         bundle = quote(str(folder / "bundle"))

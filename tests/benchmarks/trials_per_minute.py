@@ -72,8 +72,6 @@ def ours(folder: Path, trials: int) -> float:
             name=spec.name,
             folder=ledger.folder,
             metric=spec.metric,
-            mode="max",
-            max_epochs=EPOCHS,
             max_concurrent=2,
         )
         seconds = time.perf_counter() - start

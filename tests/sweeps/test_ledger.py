@@ -81,18 +81,37 @@ def test_a_sweep_is_recorded_whole(tmp_path: Path):
     assert best.value == max(r.value for r in reader.trials() if r.value is not None)
 
 
-def test_optunas_own_tools_read_the_journal(tmp_path: Path):
+def test_optunas_own_tools_read_and_draw_the_journal(tmp_path: Path):
+    import matplotlib
     import optuna
+    from optuna.visualization import matplotlib as plots
 
-    with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=3)) as ledger:
-        drive(ledger)
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=4)) as ledger:
+        ledger.stamp(code="c0de")
+        for status in ("completed", "stopped", "completed"):
+            run_one(ledger, ledger.next(), status)
+        ledger.finish(ledger.next().id, "failed", {"reason": "boom", "artifacts": {"tokenizer": "k"}})
         best = ledger.best()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "x" / JOURNAL)))
     study = optuna.load_study(study_name="search", storage=storage)
     assert best is not None
     assert study.best_trial.number == best.number
     assert study.best_value == best.value
-    assert study.trials[0].intermediate_values.keys() == {1, 2}
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"]
+    for trial in study.trials[:3]:
+        assert trial.intermediate_values.keys() == {1, 2}
+        assert trial.user_attrs["result"] == {"duration": 1.5, "node": "n1"}
+    for trial in study.trials:
+        assert trial.user_attrs.keys() >= {"id", "seed", "config_hash", "code", "grid_index", "values"}
+        assert trial.datetime_start <= trial.datetime_complete
+    assert study.trials[3].user_attrs["result"] == {"reason": "boom", "artifacts": {"tokenizer": "k"}}
+    matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history, curves = plots.plot_optimization_history(study), plots.plot_intermediate_values(study)
+    assert len(history.collections[0].get_offsets()) == 2  # the completed ones
+    assert [list(line.get_xdata()) for line in curves.lines] == [[1, 2]] * 3
 
 
 def test_the_value_is_the_lowest_when_the_metric_is_minimised(tmp_path: Path):
@@ -534,6 +553,28 @@ def test_what_trials_ran_in_earlier_sessions_counts(tmp_path: Path, monkeypatch:
                 assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 20, "a kill now would keep as much"
             ledger.note_trial_seconds(seconds)
     assert Ledger.read(tmp_path / "x").earlier_trial_seconds == 42.5
+
+
+def test_a_paused_trial_waits_and_samplers_learn_from_it(tmp_path: Path):
+    """The next proposal is the one that they would make had the trial been stopped there."""
+    proposals = []
+    for name in ("paused", "stopped"):
+        spec = spec_of(tmp_path, SAMPLED, budget__trials=9, sampler__startup_trials=4)
+        with Ledger.create(tmp_path / name, spec) as ledger:
+            for value in (0.1, 0.3, 0.2, 0.5, 0.4):
+                task = ledger.next()
+                ledger.report(task.id, {"epoch": 1, "ndcg@10": value})
+                if name == "paused":
+                    ledger.pause(task.id, 1)
+                else:
+                    ledger.finish(task.id, "stopped", {})
+            proposals.append(ledger.next().payload["config"])
+    assert proposals[0] == proposals[1]
+    with Ledger.open(tmp_path / "paused") as ledger:
+        assert ledger.counts()["waiting"] == 5
+        assert [ledger.next().payload["number"] for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+        ledger.report("trial-0003", {"epoch": 2, "ndcg@10": 0.6})
+        assert ledger.counts() == ledger.counts() | {"waiting": 4, "running": 2}
 
 
 def test_after_stop_asking_nothing_is_handed_out(tmp_path: Path):

@@ -152,6 +152,11 @@ def test_sweeps_of_one_database_are_apart_and_a_name_is_taken_once(tmp_path: Pat
             run_one(ledger, ledger.next())
     with pytest.raises(LedgerError, match="x: exists; use sweeps resume x"):
         Ledger.create(tmp_path / "b" / "x", spec)  # another machine's folder
+    assert not Ledger.attach(tmp_path / "b" / "z", spec)
+    assert Ledger.attach(tmp_path / "b" / "x", spec)
+    with Ledger.open(tmp_path / "b" / "x") as ledger:
+        run_one(ledger, ledger.next())
+    assert len(Ledger.read(tmp_path / "a" / "x").trials()) == 2
     assert len(Ledger.read(tmp_path / "a" / "y").trials()) == 1
 
 
@@ -222,7 +227,7 @@ def test_a_driver_on_another_machine_that_fell_silent_is_taken_over_and_then_wri
     began = time.monotonic()
     heir.acquire()
     assert time.monotonic() - began >= 2.0
-    with pytest.raises(LedgerError, match="being driven by"):
+    with pytest.raises(LedgerError, match=rf"sweep x was taken over by pid {os.getpid()} on another since"):
         silent.check()
     heir.check()
     heir.release()
@@ -249,6 +254,23 @@ def test_of_two_that_claim_in_the_same_instant_one_wins(tmp_path: Path):
     assert not row.swap("b", "c")
     assert row.swap("a", "d")
     assert row.read() == "d"
+
+
+def test_a_folder_that_two_machines_share_has_one_driver_too(
+    tmp_path: Path, quick_hearts: None, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the kernel's lock of the other machine is not seen, its heartbeat is."""
+    spec = spec_of(tmp_path, SAMPLED, budget__trials=2)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        run_one(ledger, ledger.next())
+        elsewhere(monkeypatch)
+        monkeypatch.setattr("sweeps.driver_lock.LOCK", "seen-here-only.lock")
+        with pytest.raises(LedgerError, match="sweep x is being driven by pid"):
+            Ledger.open(tmp_path / "x")
+        assert Ledger.read(tmp_path / "x").state == "searching"
+    assert Ledger.read(tmp_path / "x").state == "interrupted"
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert drive(ledger) == ["trial-0001"]
 
 
 # -- the URL ----------------------------------------------------------------------------------------------------------
@@ -293,6 +315,14 @@ def test_a_variable_is_read_where_the_ledger_is_opened_and_never_recorded(
     Ledger.create(tmp_path / "x", spec).close()
     assert (tmp_path / "from-variable.db").exists()
     assert "from-variable" not in (tmp_path / "x" / "ledger.json").read_text()
+    (tmp_path / "x").rename(tmp_path / "renamed")
+    assert Ledger.read(tmp_path / "renamed").trials() == []
+    monkeypatch.delenv("SWEEP_LEDGER")
+    with pytest.raises(InputError, match="SWEEP_LEDGER is not set"):
+        Ledger.read(tmp_path / "renamed")
+    monkeypatch.setenv("SWEEP_LEDGER", "my:secret")
+    with pytest.raises(InputError, match="SWEEP_LEDGER} is no URL of a database"):
+        Ledger.read(tmp_path / "renamed")
     monkeypatch.setenv("PASSWORD", "a/b@c")
     assert resolved("postgresql://me:${PASSWORD}@host/db") == "postgresql://me:a%2Fb%40c@host/db"
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from sweeps.cli import main
 from sweeps.ledger import Ledger
-from sweeps.live import LiveView
+from sweeps.live import LiveView, fitting
 from sweeps.spec import load_spec
+from sweeps.watch import LedgerNews, watch
 
 
 @pytest.fixture
@@ -36,17 +42,122 @@ def test_a_log_file_gets_one_plain_line_an_event(ledger: Ledger) -> None:
     assert len(lines) == 3
     assert "trial-0000 epoch 1 ndcg@10 0.2500" in lines[1]
     assert "completed after 3 s (tokenizer reused)" in lines[2]
-    assert "search ends in about" in lines[2]
     assert "\x1b" not in stream.getvalue()
 
 
-@pytest.mark.parametrize("width", [20, 120])
-def test_a_terminal_gets_a_table_of_any_width(ledger: Ledger, width: int) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+def test_a_pause_is_told_with_its_reason(ledger: Ledger) -> None:
+    stream = io.StringIO()
+    view = LiveView(ledger, Console(file=stream))
+    view.on_event("started", "trial-0000", {"attempt": 1})
+    view.on_event("paused", "trial-0000", {"epoch": 3, "reason": "paused at epoch 3: rank 2 of 2"})
+    assert stream.getvalue().splitlines()[1].endswith("trial-0000 paused at epoch 3: rank 2 of 2")
+
+
+def drawn(ledger: Ledger, width: int, **options: bool) -> str:
+    """The table after one trial has ended and while another waits."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, **options)
     view = LiveView(ledger, console)
     with view.shown():
         play(view)
-        with console.capture() as drawn:
+        view.on_event("waiting", "trial-0001", {})
+        with console.capture() as captured:
             console.print(view._render())
-    assert "s: 1 ended" in drawn.get() or width == 20
-    assert "completed" in drawn.get() or width == 20
+    return captured.get()
+
+
+def test_a_wide_terminal_gets_every_column(ledger: Ledger) -> None:
+    ledger.set_fact("cluster", {"CPU": 4.0, "GPU": 0.0})
+    text = drawn(ledger, 120, no_color=True)
+    assert "s: 1 ended" in text
+    assert "0 of 4 CPU" in text
+    assert "GPU" not in text
+    for word in ("trial-0000", "completed", "0.2500", "best", "reused", "0:03", "trial-0001", "waiting"):
+        assert word in text
+
+
+@pytest.mark.parametrize("width", [20, 30, 40])
+def test_a_narrow_terminal_keeps_what_matters_and_no_line_is_wider(ledger: Ledger, width: int) -> None:
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn(ledger, width))
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("0000", "complete", "waiting") if width > 20 else ("0000", "comp", "wait", "0.2500"):
+        assert word in text
+
+
+def test_the_least_important_columns_go_first_and_then_the_beginning_of_the_names() -> None:
+    row = {"trial": "trial-0007", "status": "completed", "epoch": "3", "loss": "0.1234", "best": "0.1234"}
+    rows = [row | {"tokenizer": "reused", "time": "0:10"}]
+    columns = ["trial", "status", "epoch", "loss", "best", "tokenizer", "time"]
+    assert fitting(columns, rows, 80) == columns
+    assert fitting(columns, rows, 50) == ["trial", "status", "epoch", "loss", "best", "time"]
+    assert fitting(columns, rows, 32) == ["trial", "status", "loss"]
+    assert rows[0]["trial"] == "trial-0007"
+    assert fitting(columns, rows, 24) == ["trial", "status", "loss"]
+    assert rows[0]["trial"] == "0007"
+
+
+def test_no_color_is_respected(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|38|4[0-7]|48)[0-9;]*m", drawn(ledger, 100))
+
+
+# ---------------------------------------------------------------------- watch
+
+
+def news_of(reader: LedgerNews) -> list[tuple[str, str]]:
+    return [(event, task_id) for event, task_id, _ in reader.poll()]
+
+
+def test_a_reader_of_the_ledger_gets_the_drivers_events(ledger: Ledger) -> None:
+    reader = LedgerNews(Ledger.read(ledger.folder))
+    assert news_of(reader) == []
+    first, second = ledger.next(), ledger.next()
+    assert first
+    assert second
+    assert news_of(reader) == [("started", first.id), ("started", second.id)]
+    ledger.report(first.id, {"epoch": 1, "ndcg@10": 0.25})
+    assert [data["ndcg@10"] for _, _, data in reader.poll()] == [0.25]
+    ledger.report(first.id, {"epoch": 2, "ndcg@10": 0.5})
+    ledger.finish(first.id, "completed", {"reused": ["tokenizer"], "duration": 3.0})
+    assert news_of(reader) == [("report", first.id), ("finished", first.id)]
+    assert news_of(reader) == []
+    late = list(LedgerNews(Ledger.read(ledger.folder)).poll())
+    assert [event for event, _, _ in late] == ["started", "report", "report", "finished", "started"]
+
+
+def test_watching_ends_when_the_sweep_ends(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = ledger.next()
+    assert task
+    steps = iter(
+        [
+            lambda: ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.25}),
+            lambda: ledger.finish(task.id, "completed", {}),
+            lambda: ledger.mark("finished"),
+        ]
+    )
+    monkeypatch.setattr("sweeps.watch.time.sleep", lambda seconds: next(steps)())
+    stream = io.StringIO()
+    watch(Ledger.read(ledger.folder), Console(file=stream))
+    lines = [line[9:] for line in stream.getvalue().splitlines()]
+    assert lines[0] == "trial-0000 epoch 1 ndcg@10 0.2500"
+    assert lines[1].startswith("trial-0000 completed")
+    assert next(steps, None) is None
+
+
+def test_a_sweep_that_nobody_drives_is_not_waited_for(ledger: Ledger) -> None:
+    ledger.close()
+    ended = CliRunner().invoke(main, ["status", "s", "--storage", str(ledger.folder.parent), "--watch"])
+    assert ended.exit_code == 0, ended.output
+    assert "s: interrupted" in ended.output
+
+
+def test_a_reader_that_has_gone_away_is_no_error(ledger: Ledger) -> None:
+    words = ["status", "s", "--storage", str(ledger.folder.parent), "--watch"]
+    command = [sys.executable, "-m", "sweeps.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.close()
+    ledger.next()
+    ledger.mark("finished")
+    _, errors = process.communicate(timeout=250)
+    assert "Traceback" not in errors
+    assert process.returncode in (0, 1)

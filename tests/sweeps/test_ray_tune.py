@@ -189,6 +189,83 @@ def test_process_that_dies_too_often_fails_the_task(
     assert printed.out + printed.err == ""
 
 
+@pytest.mark.slow
+def test_slot_that_a_death_took_comes_back_although_trials_are_short(ray_cluster: None, tmp_path: Path) -> None:
+    """Much shorter than the start of a process, which must not lose its place to them while it comes up."""
+    marker = tmp_path / "killed"
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        import signal
+        import time
+        from pathlib import Path
+
+        marker, other = Path(payload["marker"]), Path(payload["marker"] + ".other")
+        if payload["dies"] and not marker.exists():
+            while not other.exists():  # until the other process runs trials as well
+                time.sleep(0.1)
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        other.touch()
+        time.sleep(0.1)
+        report({"epoch": 1, "score": 0.5})
+        return {"pid": os.getpid()}
+
+    payloads = [{"dies": number == 0, "marker": str(marker)} for number in range(20_000)]
+    records, deadline = Records(payloads), time.monotonic() + 200
+
+    def both_are_back() -> bool:
+        recent = list(records.finished.values())[-10:]
+        return time.monotonic() > deadline or (marker.exists() and len({done["pid"] for _, done in recent}) == 2)
+
+    run(records, trial, tmp_path, should_stop=both_are_back, max_concurrent=2)
+    assert time.monotonic() < deadline, "one process ran all trials since the other died"
+
+
+def tiny_training() -> TrialFunction:
+    """Trains a little network and tells how much memory its process holds."""
+
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        import os
+        from pathlib import Path
+
+        import torch
+
+        def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
+            model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256))
+            optimizer = torch.optim.Adam(model.parameters())
+            for epoch in (1, 2):
+                loss = model(torch.randn(64, 256)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                report({"epoch": epoch, "score": loss.item()})
+
+        launch(loop, {})
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return {"pid": os.getpid(), "bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+
+    return trial
+
+
+@pytest.mark.slow
+def test_memory_after_200_trials_is_that_after_20(ray_cluster: None, tmp_path: Path) -> None:
+    """Of the trials' processes and of the driver's, within a tenth."""
+    driver: list[int] = []
+
+    def on_event(event: str, task_id: str, data: dict[str, Any]) -> None:
+        if event == "finished":
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            driver.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    records = Records([{"seed": number} for number in range(200)])
+    run(records, tiny_training(), tmp_path, max_concurrent=2, on_event=on_event)
+    held = [result["bytes"] for _, result in records.finished.values()]
+    assert len({result["pid"] for _, result in records.finished.values()}) == 2
+    assert max(held[-10:]) < 1.1 * max(held[10:20])
+    assert driver[-1] < 1.1 * driver[19]
+
+
 def untidy_training() -> TrialFunction:
     """Trains a little network, then leaves everything in disorder. Returns a digest of the trained bytes."""
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from made_up_trials import GRID, MIXED, SAMPLED, drive, essence, run_one, sampler_of, score, spec_of
 
 from genrec.errors import InputError
+from sweeps.cli import main
 from sweeps.finalists import finalists_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.revisions import described, difference
@@ -144,6 +146,22 @@ def test_a_point_that_a_constraint_forbade_is_run_when_the_constraint_is_gone(tm
         assert [r.params["train.batch_size"] for r in ledger.trials() if r.status == "completed"] == [16, 64, 32]
 
 
+def test_in_a_mixed_space_a_grid_point_that_is_allowed_again_takes_its_turns_like_others(tmp_path: Path):
+    text = """
+space:
+  tiger.num_heads: {type: grid, values: [2, 4]}
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+constraints: [tiger.num_heads != 4]
+"""
+    with Ledger.create(tmp_path / "x", sampled(tmp_path, text, "random", 3)) as ledger:
+        drive(ledger)
+        ledger.revise(sampled(tmp_path, text.replace("constraints: [tiger.num_heads != 4]", ""), "random", 9))
+        ledger.revise(sampled(tmp_path, text.replace("constraints: [tiger.num_heads != 4]", ""), "random", 11))
+        drive(ledger)
+        heads = [r.params["tiger.num_heads"] for r in ledger.trials() if r.status == "completed"]
+        assert heads == [2, 2, 2] + [4, 2] * 4
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_finite_space_that_was_exhausted_goes_on_with_what_it_has_gained(tmp_path: Path, sampler: str):
     with Ledger.create(tmp_path / "x", sampled(tmp_path, FINITE, sampler, 40)) as ledger:
@@ -223,6 +241,29 @@ def test_a_revision_is_stored_with_its_difference(tmp_path: Path):
     assert "budget.time: nothing -> 7200.0" in lines
     assert any(line.startswith("space.train.optimizer: nothing -> {type: choice, values: ") for line in lines)
     assert json.loads(json.dumps(revision.to_dict())) == revision.to_dict()
+
+
+def test_the_command_refuses_a_contradiction_with_a_line_a_key_and_starts_nothing(tmp_path: Path):
+    with Ledger.create(tmp_path / "s", sampled(tmp_path, SAMPLED, "random", 1)) as ledger:
+        drive(ledger)
+        ledger.mark("finished")
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(SAMPLED + "budget: {trials: 4}\nsampler: {type: tpe}\nseed: 3\n")
+    options = ["--storage", str(tmp_path)]
+    refused = CliRunner().invoke(main, ["resume", "s", "--file", str(edited), *options])
+    assert refused.exit_code == 2
+    assert [line.split(":")[1] for line in refused.output.splitlines()[1:3]] == [" sampler.type", " seed"]
+    assert Ledger.read(tmp_path / "s").state == "finished"
+    same = CliRunner().invoke(main, ["resume", "s", "--trials", "1", *options])
+    assert same.exit_code == 0
+    assert "s is finished; nothing to do" in same.output
+    again = CliRunner().invoke(main, ["run", str(edited), "--name", "s", "--resume", *options])
+    assert again.exit_code == 0
+    assert "sampler.type: 'random' -> 'tpe'" in again.output
+    assert "sweeps resume s --file FILE" in again.output
+    bad = CliRunner().invoke(main, ["resume", "s", "--time", "soon", *options])
+    assert bad.exit_code == 2
+    assert "budget.time" in bad.output
 
 
 def test_a_difference_names_keys_and_values():

@@ -153,7 +153,7 @@ def test_the_best_third_of_a_rung_is_promoted_and_the_highest_rung_first():
         assert play(rule, trial, [(1, 0.0), (2, 0.1), (3, value)]) == ["go", "go", "pause"]
     assert rule.promoted(paused) is None, "two trials are too few for the upper rung, the lower has no more places"
     assert rule.promoted(paused, last=True) == "t4"
-    assert rule.standing("t5") == "not promoted at epoch 3: rank 2 of 2"
+    assert rule.standing("t5") == "epoch 3: rank 2 of 2"
     for number in (6, 7, 8):
         play(rule, f"t{number}", [(1, 0.9)])
     assert rule.promoted({*paused, "t6", "t7", "t8"}) == "t6"
@@ -169,8 +169,8 @@ def test_recorded_curves_put_a_rule_where_it_was():
     rule.recall("c", [(1, 0.8), (2, 0.8), (3, 0.8)])
     assert [rule.is_paused(trial) for trial in "abcd"] == [False, True, True, False]
     assert play(rule, "a", [(1, 0.9), (2, 0.9), (3, 0.1)]) == ["go", "go", "pause"]
-    assert rule.standing("b") == "not promoted at epoch 1: rank 3 of 3"
-    assert rule.standing("a") == "not promoted at epoch 3: rank 2 of 2"
+    assert rule.standing("b") == "epoch 1: rank 3 of 3"
+    assert rule.standing("a") == "epoch 3: rank 2 of 2"
 
 
 @pytest.mark.parametrize("rule_type", [Asha, Promotion])

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import pytest
 import yaml
 
 from sweeps.ledger import Ledger
+from sweeps.records import TrialRecord
 
 SPEC = Path(__file__).with_name("tiny.yaml")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def command(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """`sweeps` or `genrec` with these words; its output as text."""
     program, *rest = words
     return subprocess.run(
@@ -151,23 +153,46 @@ def test_a_finished_sweep_is_reevaluated_and_compared_with_a_config(undisturbed:
     assert "test ndcg@10" in found["comparison"]["verdict"]
 
 
-def start(storage: Path) -> subprocess.Popen[bytes]:
+def test_a_finished_sweep_is_widened_and_goes_on_from_what_it_has(undisturbed: Path, tmp_path: Path) -> None:
+    storage, edited = tmp_path / "copy", tmp_path / "edited.yaml"
+    shutil.copytree(undisturbed, storage)
+    text = SPEC.read_text().replace("low: 1e-3", "low: 1e-4").replace("trials: 6", "trials: 7")
+    edited.write_text(text)
+    before, measured = record(undisturbed)
+    done = command("sweeps", "resume", "tiny", "--file", str(edited), "--storage", str(storage))
+    assert done.returncode == 0, done.stderr
+    assert "budget.trials: 6 -> 7" in done.stdout
+    after, remeasured = record(storage)
+    assert list(after) == list(range(7))
+    assert {number: after[number] for number in before} == before
+    assert measured.items() <= remeasured.items()
+    status = json.loads(command("sweeps", "status", "tiny", "--storage", str(storage), "--format", "json").stdout)
+    assert status["state"] == "finished"
+    assert status["revisions"][0]["difference"].keys() == {"space.train.learning_rate", "budget.trials"}
+    assert [session["command"].split()[1] for session in status["sessions"]] == ["run", "resume"]
+    assert len({session["data"] for session in status["sessions"]}) == 1
+
+
+def start(storage: Path, spec: Path = SPEC) -> subprocess.Popen[bytes]:
     """A driver in a session of its own."""
     log = open(storage / "killed.log", "ab")  # noqa: SIM115 - closed with the process
-    words = [sys.executable, "-m", "sweeps.cli", "run", str(SPEC), "--storage", str(storage), "--resume"]
+    words = [sys.executable, "-m", "sweeps.cli", "run", str(spec), "--storage", str(storage), "--resume"]
     return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for_trials(storage: Path, driver: subprocess.Popen[bytes], count: int) -> None:
     """Until `count` trials have ended."""
-    deadline = time.monotonic() + 180
+    wait_for(storage, driver, lambda trials: sum(trial.status == "completed" for trial in trials) >= count)
+
+
+def wait_for(storage: Path, driver: subprocess.Popen[bytes], reached: Callable[[list[TrialRecord]], bool]) -> None:
+    """Until the trials in the ledger have come that far."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and driver.poll() is None:
-        if (storage / "tiny" / "ledger.journal").is_file():
-            ended = [t for t in Ledger.read(storage / "tiny").trials() if t.status == "completed"]
-            if len(ended) >= count:
-                return
+        if (storage / "tiny" / "ledger.journal").is_file() and reached(Ledger.read(storage / "tiny").trials()):
+            return
         time.sleep(0.1)
-    raise AssertionError(f"{count} trials did not end: {(storage / 'killed.log').read_text()}")
+    raise AssertionError(f"the trials did not come that far: {(storage / 'killed.log').read_text()}")
 
 
 def test_a_driver_killed_at_a_random_moment_loses_nothing_and_repeats_nothing(
@@ -188,6 +213,37 @@ def test_a_driver_killed_at_a_random_moment_loses_nothing_and_repeats_nothing(
     assert record(tmp_path) == record(undisturbed)
     after = {t.number: t.finished for t in Ledger.read(tmp_path / "tiny").trials()}
     assert {number: after[number] for number in finished} == finished
+
+
+def test_a_killed_promotion_goes_on_with_the_same_rungs_and_trains_no_epoch_again(tmp_path: Path) -> None:
+    """Every trial pauses at epochs 1 and 2; the paused ones are no work that has to be done again."""
+    text = SPEC.read_text().replace("seeds: 2", "seeds: 1").replace("budget: {trials: 6}", "budget: {trials: 5}")
+    spec = tmp_path / "tiny.yaml"
+    spec.write_text(f"{text}scheduler: {{type: promote, grace_epochs: 1, reduction_factor: 2}}\n")
+    driver = start(tmp_path, spec)
+    wait_for(tmp_path, driver, lambda trials: any(trial.status == "waiting" for trial in trials))
+    time.sleep(random.random() * 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = {t.number: t for t in Ledger.read(tmp_path / "tiny").trials()}
+    done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    after = {t.number: t for t in Ledger.read(tmp_path / "tiny").trials()}
+    assert len(after) == 5
+    for number, trial in before.items():
+        if trial.status in ("stopped", "completed"):
+            assert after[number].finished == trial.finished
+        assert after[number].epochs[: len(trial.epochs)] == trial.epochs, (
+            "an epoch that is trained again differs in speed"
+        )
+    assert {len(trial.epochs) for trial in after.values()} <= {1, 2, 3}
+    assert all("not promoted at epoch" in str(t.reason) for t in after.values() if t.status == "stopped")
+    rungs = [{t.number: t.epochs[at]["ndcg@10"] for t in after.values() if len(t.epochs) > at} for at in (0, 1)]
+    assert len(rungs[0]) == 5
+    best = sorted(rungs[0], key=lambda number: -rungs[0][number])
+    assert set(best[:2]) <= set(rungs[1]), "the better half of all has been promoted, whoever was first"
+    top = max(rungs[1], key=lambda number: rungs[1][number])
+    assert after[top].status == "completed"
 
 
 def test_a_terminated_driver_leaves_143_and_can_be_resumed(undisturbed: Path, tmp_path: Path) -> None:

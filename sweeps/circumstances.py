@@ -1,0 +1,140 @@
+"""Under which circumstances a session drives a sweep: code, versions, data, host, command line.
+
+They are facts of the ledger, one entry a session that differs from the one before. A resumed sweep says what is
+different; on other data it does not go on unless it is told to, for its trials could no longer be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from genrec.errors import InputError
+from genrec.pipeline import CODE_VERSIONS, stage_keys
+from sweeps.ledger import Ledger
+
+SESSIONS = "sessions"
+PACKAGES = ("torch", "ray", "optuna", "numpy", "genrec-sweeps")
+_COMPARED = ("git", "versions", "stages", "data")
+_SECRET = re.compile(r"(?i)((?:key|token|password|passwd|secret|credential)[\w.-]*[= ])(\S+)")
+_USERINFO = re.compile(r"(://[^:/@\s]*):[^@\s]+@")
+
+
+def note_session(ledger: Ledger, say: Callable[[str], None], *, accept_data: bool = False) -> None:
+    """Record this session's circumstances, and say what is different from the last ones.
+
+    Raises `InputError` when the data are others than those of the recorded trials and `accept_data` is not given.
+    """
+    now, sessions = circumstances(ledger), ledger.fact(SESSIONS) or []
+    if sessions:
+        before = sessions[-1]
+        now["data"] = now["data"] or before["data"]
+        for line in differences(before, now):
+            say(f"warning: since the last session {line}")
+        if before["data"] not in (None, now["data"]) and not accept_data:
+            name = ledger.spec.name
+            raise InputError(
+                f"sweep {name}: the data are not those of its trials (dataset {before['data']}, now {now['data']}); "
+                f"fix: start a new sweep, or, to mix them all the same: sweeps resume {name} --accept-data"
+            )
+        same = {key: value for key, value in now.items() if key != "at"}
+        if same == {key: before.get(key) for key in same}:
+            ledger.stamp(code=code_of(now))
+            return
+    ledger.set_fact(SESSIONS, [*sessions, now])
+    ledger.stamp(code=code_of(now))
+
+
+def circumstances(ledger: Ledger) -> dict[str, Any]:
+    """Those of this process, as plain JSON. `data` is the key of the base's dataset; null while it is not there."""
+    config = ledger.spec.base_config()
+    try:
+        data = stage_keys(config)["dataset"]
+    except (InputError, OSError):  # the first trial says it in full
+        data = None
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "command": masked(sys.argv),
+        "seed": ledger.spec.seed,
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "stages": dict(CODE_VERSIONS),
+        "data": data,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of code, versions and data is not as it was, a phrase each."""
+    found = []
+    for key in _COMPARED:
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            found += [f"{key} {name} changed from {old.get(name)} to {new.get(name)}" for name in names]
+        else:
+            found.append(f"{key} changed from {old} to {new}")
+    return found
+
+
+def code_of(session: Mapping[str, Any]) -> str:
+    """One word for the code: the commit, with the hash of what is not committed, or else the package's version."""
+    git = session["git"]
+    if git is None:
+        return str(session["versions"]["genrec-sweeps"])
+    return git["commit"][:12] + (f"+{git['difference'][:12]}" if git["difference"] else "")
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that the code of `folder` belongs to, and a hash of what is not committed (null when
+    nothing is). None where it belongs to none."""
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "diff", "HEAD", "--binary")
+    if commit is None or changes is None:
+        return None
+    return {
+        "commit": commit.decode().strip(),
+        "difference": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            timeout=30,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def masked(words: Sequence[str]) -> str:
+    """A command line without what looks like a secret in it."""
+    line = shlex.join([Path(words[0]).name, *words[1:]] if words else [])
+    return _USERINFO.sub(r"\1:***@", _SECRET.sub(r"\1***", line))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

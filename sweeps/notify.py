@@ -1,0 +1,100 @@
+"""Tells somebody how a sweep ended: a webhook, a command, or both.
+
+A message that doesn't get through never fails a sweep: what went wrong is returned as a sentence. A webhook's address
+is a secret, so it stands in the environment and is never repeated in a message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from genrec.cli import printable
+from genrec.settings.base import Section
+from sweeps.ledger import Ledger
+from sweeps.status import sweep_status
+
+TIMEOUT = 10.0
+"seconds for each of both"
+
+
+class NotifySettings(Section):
+    """`notify:` in a sweep's file."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    "environment variable with an http(s) address that takes JSON with a `text`, as chat programs do"
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    "program and arguments, run without a shell; it reads the message as JSON from its standard input"
+
+    @model_validator(mode="after")
+    def _somebody(self) -> NotifySettings:
+        if self.webhook_env is None and self.command is None:
+            raise ValueError("notify needs webhook_env, command or both")
+        return self
+
+
+def message(ledger: Ledger, error: str | None = None) -> dict[str, Any]:
+    """What is told: plain JSON. `error`: why the sweep ended before its end."""
+    status = sweep_status(ledger)
+    lines = [f"sweep {status['name']}: {status['state'] if error is None else 'ended early'}"]
+    lines += [error] if error else status["verdict"][:1]
+    if status["best"]:
+        lines.append(f"best validation {status['metric']} {status['best']['value']:.4f} ({status['best']['trial']})")
+    return {
+        "text": "\n".join(printable(line) for line in lines),
+        "sweep": status["name"],
+        "state": status["state"],
+        "error": error,
+        "winner": status["winner"],
+        "trials": status["trials"],
+    }
+
+
+def notify(settings: NotifySettings, message: Mapping[str, Any]) -> list[str]:
+    """Send a message; returns what did not work, in words."""
+    body = json.dumps(message).encode()
+    faults = []
+    if settings.webhook_env is not None and (fault := _post(settings.webhook_env, body)):
+        faults.append(f"the webhook of {settings.webhook_env} was not told: {fault}")
+    if settings.command is not None and (fault := _run(settings.command, body)):
+        faults.append(f"the command {settings.command[0]} was not told: {fault}")
+    return faults
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """A webhook that moved is no webhook: the message goes nowhere but to the address that was given."""
+
+
+def _post(variable: str, body: bytes) -> str | None:
+    address = os.environ.get(variable, "")
+    if not address:
+        return "the variable is not set"
+    try:
+        if urlsplit(address).scheme not in ("http", "https"):
+            return "the variable holds no http or https address"
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"it answered {error.code}"
+    except (OSError, ValueError) as error:
+        return type(getattr(error, "reason", error)).__name__
+
+
+def _run(command: list[str], body: bytes) -> str | None:
+    try:
+        done = subprocess.run(command, input=body, capture_output=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {TIMEOUT:.0f} s"
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None if done.returncode == 0 else f"it ended with exit code {done.returncode}"

@@ -1,0 +1,81 @@
+"""What Weights & Biases, offline, adds to a small sweep: the same trials with and without it, in turns, in one run.
+
+    python tests/benchmarks/tracking_overhead.py [--trials 6] [--epochs 4] [--rounds 2]
+
+Two trials at a time; a sweep of each kind before the measured ones fills the file caches. Sweeps alternate, and the
+medians are compared, so that a change of the machine's load does not decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from sweeps.ledger import Ledger
+from sweeps.ray_cluster import start_ray
+from sweeps.ray_tune import run_queue
+from sweeps.spec import load_spec
+from sweeps.trial import run_trial, tracked_sweep
+
+SPEC = """
+name: {name}
+base: quickstart
+set:
+  tokenizer.kind: rkmeans
+  train.epochs: {epochs}
+  tracking.wandb_logging: {tracked}
+  tracking.wandb_log_interval: 10
+space: {{train.learning_rate: {{type: float, low: 1e-3, high: 1e-2, log: true}}}}
+sampler: {{type: random}}
+budget: {{trials: {trials}}}
+"""
+
+
+def sweep(folder: Path, name: str, tracked: bool, trials: int, epochs: int) -> float:
+    """Seconds of the search; every sweep has a store of its own, so it trains all that it needs."""
+    path = folder / f"{name}.yaml"
+    path.write_text(SPEC.format(name=name, tracked=str(tracked).lower(), trials=trials, epochs=epochs))
+    store = folder / name / "store"
+    with Ledger.create(folder / name, load_spec(path)) as ledger:
+        start = time.perf_counter()
+        run_queue(
+            ledger,
+            functools.partial(run_trial, store=str(store), tracked=tracked_sweep(ledger.folder)),
+            name=name,
+            folder=ledger.folder,
+            metric=ledger.spec.metric,
+            max_concurrent=2,
+        )
+        seconds = time.perf_counter() - start
+        assert ledger.counts()["completed"] == trials, ledger.counts()
+    written = len(list((ledger.folder / "tracking").rglob("*.wandb")))
+    assert written == (trials if tracked else 0), written
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    found: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name, start_ray("local", num_cpus=2):
+        for tracked in found:
+            sweep(Path(name), f"warm-up-{tracked}", tracked, 2, 1)
+        for number in range(options.rounds):
+            for tracked, seconds in found.items():
+                seconds.append(sweep(Path(name), f"{number}-{tracked}", tracked, options.trials, options.epochs))
+                print(f"{'tracked' if tracked else 'plain':8} {seconds[-1]:7.1f} s", flush=True)
+    plain, tracked_seconds = (statistics.median(found[tracked]) for tracked in (False, True))
+    change = round(100 * (tracked_seconds / plain - 1), 1)
+    print(json.dumps({"plain": round(plain, 1), "tracked": round(tracked_seconds, 1), "percent": change}))
+
+
+if __name__ == "__main__":
+    main()

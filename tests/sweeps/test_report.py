@@ -1,0 +1,414 @@
+"""What a report says: recomputed from the ledger, in every state of a sweep, whatever is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from genrec.config import load_config
+from genrec.semantic_ids import SemanticIds, measure_health
+from sweeps.cli import main
+from sweeps.finalists import current_runs, finalist_name
+from sweeps.ledger import Ledger
+from sweeps.report import make_document, sweep_text, write_report
+from sweeps.report.catalogue import MAX_NODES, tree
+from sweeps.report.course import lanes_of, spans_of
+from sweeps.report.document import Block, Document, Picture, Spread, Table, Text
+from sweeps.report.importance import MIN_TRIALS, comparable_trials, measure_importance
+from sweeps.spec import load_spec
+
+TINY = Path(__file__).with_name("tiny.yaml")
+SPACE = {
+    "train.learning_rate": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True},
+    "tiger.dropout": {"type": "float", "low": 0.0, "high": 0.3},
+    "train.batch_size": {"type": "choice", "values": [32, 64]},
+}
+Score = Callable[[dict[str, Any]], float]
+
+
+def searched(folder: Path, trials: int, score: Score = lambda params: 1.0, **overrides: Any) -> Ledger:
+    """A made-up search: three epochs each, the last with the value of `score`; every fourth is stopped after two."""
+    spec = load_spec(TINY, {"name": "made", "space": SPACE, "budget.trials": trials, **overrides})
+    with Ledger.create(folder / "made", spec) as ledger:
+        while task := ledger.next():
+            number = task.payload["number"]
+            value = score(ledger.trials()[number].params)
+            epochs = 2 if number % 4 == 3 else 3
+            for epoch in range(1, epochs + 1):
+                ledger.report(task.id, {"epoch": epoch, "ndcg@10": value * epoch / 3, "loss": 3.0 - epoch})
+            reason = "stopped by the scheduler at epoch 2" if epochs == 2 else None
+            result = {"node": f"node-{number % 2}", "duration": 1.0, "reason": reason}
+            result |= {"trained": ["tiger"], "reused": ["dataset", "tokenizer"]}
+            ledger.finish(task.id, "stopped" if epochs == 2 else "completed", result)
+    return Ledger.read(folder / "made")
+
+
+def blocks(document: Document, section: str) -> list[Block]:
+    return next(found.blocks for found in document.sections if found.id == section)
+
+
+def tables(found: Iterable[Block]) -> dict[str, Table]:
+    return {block.caption: block for block in found if isinstance(block, Table)}
+
+
+def pictures(document: Document) -> dict[str, Picture]:
+    return {b.title: b for section in document.sections for b in section.blocks if isinstance(b, Picture)}
+
+
+# -- a finished sweep -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ledger(hostile_sweep: Path) -> Ledger:
+    return Ledger.read(hostile_sweep)
+
+
+@pytest.fixture(scope="module")
+def document(ledger: Ledger) -> Document:
+    return make_document(ledger)
+
+
+def values(ledger: Ledger, name: str, split: str, metric: str) -> list[float]:
+    """The metric of every seed of a finalist, as the ledger has it."""
+    runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == name]
+    return [run.result[split][metric] for run in runs]
+
+
+def test_every_claim_of_the_verdict_is_recomputed_from_the_ledger(ledger: Ledger, document: Document) -> None:
+    names = {finalist_name(run.finalist) for run in current_runs(ledger)}
+    winner = max(sorted(names), key=lambda name: statistics.fmean(values(ledger, name, "validation", "ndcg@10")))
+    test = values(ledger, winner, "test", "ndcg@10")
+    mean = statistics.fmean(test)
+    said = [block.text for block in blocks(document, "verdict") if isinstance(block, Text)]
+    assert said[0] == (
+        f"{winner} wins: ndcg@10 {mean:.4f} ± {statistics.stdev(test):.4f} on the test split, mean and deviation "
+        f"over {len(test)} seeds; chosen by validation."
+    )
+    checked = 1
+    for comparison in ledger.fact("comparisons"):
+        [sentence] = [text for text in said if text == comparison["verdict"]]
+        for side in "ab":
+            if comparison[side] in names:
+                expected = statistics.fmean(values(ledger, comparison[side], "test", "ndcg@10"))
+                assert comparison[f"mean_{side}"] == pytest.approx(expected)
+            assert f"{comparison[f'mean_{side}']:.4f}" in sentence
+        told_apart = comparison["p"] < 0.05
+        assert told_apart == (" beats " in sentence)
+        assert told_apart == ("can't be told apart" not in sentence)
+        checked += 1
+    for name, row in ledger.fact("baselines").items():
+        above = "above" if mean > row["ndcg@10"] else "BELOW"
+        sentence = (
+            f"The winner is {above} the baseline {name} (fit: {row['fit']}): {mean:.4f} against {row['ndcg@10']:.4f}."
+        )
+        assert said.count(sentence) == 1
+        checked += 1
+    checked += sum(text.startswith("No trial is better on validation") for text in said) * (winner == "base")
+    checked += sum(text == "The winner has the settings of the base config." for text in said) * (winner == "base")
+    assert checked == len(said)
+
+
+def test_the_numbers_are_means_and_deviations_over_the_seeds(ledger: Ledger, document: Document) -> None:
+    found = tables(blocks(document, "numbers"))
+    items = found["Item level: a hit is the very item"]
+    tuples = found["Tuple level: a hit is the item's semantic-ID tuple, as papers count"]
+    assert not any(column.startswith("tuple_") for column in items.columns)
+    for table in (items, tuples):
+        rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+        for name in {finalist_name(run.finalist) for run in current_runs(ledger)}:
+            for metric in table.columns[3:]:
+                seeds = values(ledger, name, "test", metric)
+                cell = rows[name][metric]
+                assert isinstance(cell, Spread)
+                assert (cell.mean, cell.std) == pytest.approx((statistics.fmean(seeds), statistics.stdev(seeds)))
+    for name, baseline in ledger.fact("baselines").items():
+        [row] = [row for row in items.rows if row[0] == f"{name} (fit: {baseline['fit']})"]
+        assert list(row[3:]) == [baseline.get(metric) for metric in items.columns[3:]]
+    facts = dict(found["What every number is measured by"].rows)  # type: ignore[arg-type]
+    assert facts["split"] == "test"
+    assert facts["users"] == 80
+    assert {"beam", "catalogue", "seen", "hit"} <= facts.keys()
+
+
+def test_the_winner_is_shown_as_a_difference_from_the_base(ledger: Ledger, document: Document) -> None:
+    winner = ledger.fact("winner")["trial"]
+    found = tables(blocks(document, "verdict"))
+    if winner == "base":
+        assert not found
+        return
+    [table] = found.values()
+    rate = ledger.trials()[int(winner[-4:])].params["train.learning_rate"]
+    assert list(table.rows) == [["train.learning_rate", ledger.spec.base_config().train.learning_rate, rate]]
+
+
+def test_recommendations_are_those_of_the_bundle_and_the_target_is_the_last_item(
+    ledger: Ledger, document: Document
+) -> None:
+    lines = (Path(ledger.spec.base_values["dataset"]["dataset_folder"]) / "sequential_data.txt").read_text().split("\n")
+    items = {line.split()[0]: line.split()[1:] for line in lines if line}
+    rows = (ledger.folder / "bundle" / "items.jsonl").read_text().splitlines()
+    titles = [json.loads(row)["title"] for row in rows]
+    found = tables(blocks(document, "examples"))
+    assert len(found) == 5
+    for caption, table in found.items():
+        user = caption.removeprefix("User ")
+        [target] = [row for row in table.rows if row[0] == "true next item"]
+        assert target[2] == titles[int(items[user][-1]) - 1]
+        assert sum(str(row[0]).startswith("recommended") for row in table.rows) == 10
+
+
+def test_every_picture_of_a_finished_sweep_is_there_but_what_three_trials_cannot_tell(document: Document) -> None:
+    missing = {title: picture.note for title, picture in pictures(document).items() if picture.figure is None}
+    assert list(missing) == ["Importance of the parameters"]
+    assert "below 10 nothing can be said" in missing["Importance of the parameters"]
+
+
+def test_failures_are_listed_with_their_reasons(document: Document, hostile: tuple[str, ...]) -> None:
+    table = tables(blocks(document, "failures"))["Failed trials and re-evaluations"]
+    assert [row[0] for row in table.rows] == ["trial-0002"]
+    assert str(table.rows[0][2]).startswith(hostile[0])
+
+
+def test_the_sweep_beside_the_report_is_the_same_sweep(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(sweep_text(ledger))
+    spec = load_spec(path)
+    assert spec.base_values == ledger.spec.base_values
+    ours, theirs = spec.to_dict(), ledger.spec.to_dict()
+    assert {k: v for k, v in ours.items() if k not in ("base", "set")} == {
+        k: v for k, v in theirs.items() if k not in ("base", "set")
+    }
+
+
+def test_the_command_writes_all_files_and_leaves_the_sweep_as_it_is(hostile_sweep: Path, tmp_path: Path) -> None:
+    journal = (hostile_sweep / "ledger.journal").read_bytes()
+    words = ["report", "hostile", "--storage", str(hostile_sweep.parent)]
+    done = CliRunner().invoke(main, [*words, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    names = ["report.html", "report.md", "trials.csv", "sweep.yaml", "best.yaml"]
+    assert done.output.splitlines() == [str(tmp_path / name) for name in names]
+    assert load_config(tmp_path / "best.yaml").hash == load_config(hostile_sweep / "best.yaml").hash
+    assert (hostile_sweep / "ledger.journal").read_bytes() == journal
+    printed = CliRunner().invoke(main, [*words, "--csv"])
+    assert printed.output == (tmp_path / "trials.csv").read_text()
+    assert CliRunner().invoke(main, [*words, "--markdown"]).output.startswith("# Sweep hostile\n")
+    assert CliRunner().invoke(main, ["report", "hostil", "--storage", str(hostile_sweep.parent)]).exit_code == 2
+
+
+def test_without_artifacts_and_bundle_the_rest_of_the_report_is_the_same(
+    hostile_sweep: Path, document: Document, tmp_path: Path
+) -> None:
+    shutil.copytree(hostile_sweep, tmp_path / "hostile", ignore=shutil.ignore_patterns("bundle"))
+    alone = make_document(Ledger.read(tmp_path / "hostile"))
+    missing = {title: picture.note for title, picture in pictures(alone).items() if picture.figure is None}
+    assert "not in" in missing["Semantic IDs"]
+    assert "not in" in missing["Examples"]
+    for section in ("verdict", "numbers", "leaderboard", "failures"):
+        assert blocks(alone, section) == blocks(document, section)
+
+
+def test_a_damaged_artifact_costs_its_pictures_alone(hostile_sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(hostile_sweep.parent, tmp_path / "copy")
+    for path in (tmp_path / "copy" / ".artifacts").glob("semantic_ids-*/ids/*.safetensors"):
+        path.write_bytes(b"nonsense")
+    found = make_document(Ledger.read(tmp_path / "copy" / "hostile"))
+    assert "can't be read" in pictures(found)["Semantic IDs"].note
+    assert tables(blocks(found, "examples"))
+
+
+# -- unfinished sweeps ------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / "new", load_spec(TINY, {"name": "new"})).close()
+    files = write_report(Ledger.read(tmp_path / "new"))
+    assert files.best is None
+    assert "There is no winner yet: the sweep was interrupted, and no trial has a result." in files.page.read_text()
+    assert files.trials.read_text().startswith("number,trial,status")
+
+
+def test_a_running_sweep_shows_the_best_so_far_and_what_is_running(tmp_path: Path) -> None:
+    spec = load_spec(TINY, {"name": "live", "space": SPACE, "budget.trials": 4})
+    with Ledger.create(tmp_path / "live", spec) as writer:
+        first, second = writer.next(), writer.next()
+        assert first is not None
+        assert second is not None
+        writer.report(first.id, {"epoch": 1, "ndcg@10": 0.25})
+        writer.finish(first.id, "completed", {"node": "here", "duration": 1.0})
+        writer.report(second.id, {"epoch": 1, "ndcg@10": float("nan")})
+        files = write_report(Ledger.read(tmp_path / "live"))
+        document = make_document(Ledger.read(tmp_path / "live"))
+    said = [block.text for block in blocks(document, "verdict") if isinstance(block, Text)]
+    assert said[0] == (
+        "There is no winner yet: the sweep is searching. Best so far is trial-0000, with validation ndcg@10 0.2500."
+    )
+    assert files.best is not None
+    assert files.best.read_text().startswith("# Not final")
+    assert load_config(files.best).train.learning_rate == pytest.approx(
+        yaml.safe_load(files.best.read_text())["train"]["learning_rate"]
+    )
+    assert [row[0] for row in tables(blocks(document, "time"))["Busy and idle"].rows] == ["here 1", "unknown 1"]
+
+
+def test_stopped_trials_are_marked_where_they_stopped_and_listed_with_the_rule(tmp_path: Path) -> None:
+    scheduler = {"type": "asha", "grace_epochs": 2, "reduction_factor": 3}
+    document = make_document(searched(tmp_path, 8, lambda p: 0.3, scheduler=scheduler))
+    figure = pictures(document)["Validation ndcg@10 over the epochs"].figure
+    assert figure is not None
+    [crosses] = [trace for trace in figure["data"] if trace["name"] == "stopped here"]
+    assert crosses["x"] == [2, 2]
+    rule, table = blocks(document, "stopped")
+    assert isinstance(rule, Text)
+    assert "asha: from epoch 2 on" in rule.text
+    assert "best 1/3" in rule.text
+    assert isinstance(table, Table)
+    assert [row[3] for row in table.rows] == ["stopped by the scheduler at epoch 2"] * 2
+    rows = {row[0]: row[1:] for row in tables(blocks(document, "stages"))["Stages"].rows}
+    assert rows == {"dataset": [0, 8], "tokenizer": [0, 8], "tiger": [8, 0]}
+
+
+def test_several_objectives_show_their_front(tmp_path: Path) -> None:
+    spec = load_spec(TINY, {"name": "two", "space": SPACE, "budget.trials": 3, "against": {"parameters": "min"}})
+    with Ledger.create(tmp_path / "two", spec) as writer:
+        for value, parameters in ((0.3, 30.0), (0.2, 10.0), (0.1, 20.0)):
+            task = writer.next()
+            assert task is not None
+            writer.report(task.id, {"epoch": 1, "ndcg@10": value})
+            writer.finish(task.id, "completed", {"parameters": parameters})
+    document = make_document(Ledger.read(tmp_path / "two"))
+    [picture] = blocks(document, "pareto")
+    assert isinstance(picture, Picture)
+    assert picture.figure is not None
+    traces = {trace["name"]: trace for trace in picture.figure["data"]}
+    assert sorted(traces["Pareto front"]["y"]) == [10, 30]
+    assert traces["beaten by another"]["y"] == [20]
+
+
+def test_lanes_hold_one_trial_at_a_time_and_no_trial_is_lost(tmp_path: Path) -> None:
+    ledger = searched(tmp_path, 9)
+    spans = spans_of(ledger, ledger.trials())
+    lanes = lanes_of(spans)
+    assert sorted(span.name for lane in lanes for span in lane) == sorted(record.id for record in ledger.trials())
+    for lane in lanes:
+        assert len({span.node for span in lane}) == 1
+        assert all((b.start - a.end).total_seconds() > -0.01 for a, b in zip(lane, lane[1:], strict=False))
+
+
+def test_the_plan_is_set_against_what_it_took(tmp_path: Path) -> None:
+    ledger = searched(tmp_path, 4)
+    said = blocks(make_document(ledger), "time")[-1]
+    assert isinstance(said, Text)
+    assert said.text.startswith("No plan lies beside this sweep")
+    plan = {
+        "version": 1,
+        "trials": 8,
+        "search": {"epochs": 22, "seconds": 100.0},
+        "cpu_hours": 2.0,
+        "spec_hash": "other",
+    }
+    (ledger.folder / "plan.json").write_text(json.dumps(plan))
+    table = tables(blocks(make_document(ledger), "time"))["Planned and actual"]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["trials"] == [8, 4, "50%"]
+    assert rows["epochs"] == [22, 11, "50%"]
+    assert rows["CPU-hours"][0] == 2.0
+    assert "for other settings" in table.note
+
+
+# -- semantic IDs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_items", [50, 20_000])
+def test_the_tree_has_every_branch_it_has_room_for_and_none_without_its_parent(num_items: int) -> None:
+    codes_NC = torch.randint(0, 64, (num_items, 3), generator=torch.Generator().manual_seed(0))
+    ids = SemanticIds(codes_NC, (64, 64, 64), 3, measure_health(codes_NC, 64))
+    picture = tree(ids, [f"title {item}" for item in range(num_items)])
+    assert picture.figure is not None
+    [trace] = picture.figure["data"]
+    branches = {tuple(row[:depth]) for row in codes_NC.tolist() for depth in range(4)}
+    assert len(trace["ids"]) == min(len(branches), MAX_NODES)
+    assert ("largest of" in picture.note) == (len(branches) > MAX_NODES)
+    known = set(trace["ids"])
+    assert len(known) == len(trace["ids"])
+    assert trace["parents"][0] == ""
+    assert set(trace["parents"][1:]) <= known
+    for name, value in zip(trace["ids"][1:50], trace["values"][1:50], strict=True):
+        prefix = [int(code) for code in name.split("/")]
+        assert value == int((codes_NC[:, : len(prefix)] == torch.tensor(prefix)).all(1).sum())
+
+
+# -- importance -------------------------------------------------------------------------------------------------------
+
+
+def test_importance_finds_what_decides_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    ledger = searched(tmp_path, 24, lambda p: 0.5 - p["tiger.dropout"] + (p["train.batch_size"] == 64) * 0.02)
+    comparable = comparable_trials(ledger)
+    assert not isinstance(comparable, str)
+    assert comparable.epoch == 3
+    assert len(comparable.trials) == 18, "the stopped ones did not get so far"
+    found = measure_importance(comparable)
+    assert not isinstance(found, str)
+    assert found.ranked[0] == "tiger.dropout"
+    for shares in (found.variance, found.top):
+        assert sum(mean for mean, _, _ in shares.values()) == pytest.approx(1)
+        assert all(low <= mean <= high for mean, low, high in shares.values())
+        assert any(low < high for _, low, high in shares.values())
+
+
+def test_importance_compares_after_an_epoch_that_enough_trials_have_reached(tmp_path: Path) -> None:
+    ledger = searched(tmp_path, MIN_TRIALS)
+    comparable = comparable_trials(ledger)
+    assert not isinstance(comparable, str)
+    assert (comparable.epoch, len(comparable.trials)) == (2, MIN_TRIALS)
+    assert measure_importance(comparable) == "all trials have the same value"
+
+
+def test_importance_is_refused_with_too_few_trials(tmp_path: Path) -> None:
+    found = comparable_trials(searched(tmp_path, MIN_TRIALS - 1))
+    assert found == "9 trials with a result; below 10 nothing can be said about parameters"
+
+
+# -- Markdown and CSV -------------------------------------------------------------------------------------------------
+
+
+def test_markdown_is_text_whatever_the_titles_are(hostile_sweep: Path, tmp_path: Path) -> None:
+    text = write_report(Ledger.read(hostile_sweep), tmp_path).markdown.read_text()
+    assert all(character.isprintable() or character == "\n" for character in text)
+    outside = re.sub(r"```.*?```", "", text, flags=re.S)
+    assert not re.search(r"(?<!\\)<[a-zA-Z/!]", outside), "a tag"
+    assert not re.search(r"(?<!\\)\]\(", outside), "a link"
+    assert not re.search(r"https?://", outside), "a bare address becomes a link"
+    assert "www.evil" not in outside
+    assert not re.search(r"(?<![\\\w])@\w", outside), "a mention"
+    widths: dict[int, int] = {}
+    for number, line in enumerate(outside.splitlines()):
+        if line.startswith("|"):
+            cells = len(re.findall(r"(?<!\\)\|", line))
+            assert cells == widths.get(number - 1, cells), line
+            widths[number] = cells
+
+
+def test_cells_of_the_csv_are_no_formulas(hostile_sweep: Path, tmp_path: Path, hostile: tuple[str, ...]) -> None:
+    from sweeps.report.spreadsheet import csv_text
+
+    text = csv_text(["=1+1", "n"], [[title, -1.5] for title in hostile])
+    rows = list(csv.reader(text.splitlines()))
+    assert rows[0][0] == "'=1+1"
+    assert {row[1] for row in rows[1:]} == {"-1.5"}, "numbers stay numbers"
+    assert not any(row[0][:1] in ("=", "+", "-", "@", "|") for row in rows)
+    assert all(character.isprintable() for row in rows for cell in row for character in cell)
+    files = write_report(Ledger.read(hostile_sweep), tmp_path)
+    table = list(csv.DictReader(files.trials.read_text().splitlines()))
+    assert [row["status"] for row in table] == ["completed", "completed", "failed"]
+    assert float(table[0]["train.learning_rate"]) == 3e-3
