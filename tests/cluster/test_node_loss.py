@@ -48,7 +48,7 @@ second = cluster.add_node(num_cpus=2, object_store_memory=2**27)
 
 def kill_when_half_way(event, task_id, data):
     if event == "finished" and history.read_text().count("ends ") == 6:
-        cluster.remove_node(second, allow_graceful=False)
+        threading.Timer(0.5, cluster.remove_node, [second], {"allow_graceful": False}).start()
 
 try:
     spec = load_spec(sys.argv[2], {"budget.trials": 12})
