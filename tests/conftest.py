@@ -6,12 +6,32 @@ A file stays together, since what its fixtures have made serves all its tests; s
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
+def uses_the_local_ray(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return "ray_cluster" in text or "nothing_left" in text
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    with_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in with_ray)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+    first = {path: uses_the_local_ray(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: not first[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Asked by pytest-xdist for `--dist loadfile`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::", 1)[0]
+            return "ray" if uses_the_local_ray(config.rootpath / path) else path
+
+    return Scheduling(config, log)
