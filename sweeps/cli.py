@@ -209,11 +209,10 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
         raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
     from sweeps.ray_cluster import Resources, room_for, start_ray
 
-    asked = spec.resources
-    each = Resources(
-        workers=asked.workers, cpus_per_worker=asked.cpus_per_worker, gpus_per_worker=asked.gpus_per_worker
-    )
-    with start_ray(address), room_for(each, spec.resources.max_concurrent, float(seconds(wait))):
+    with (
+        start_ray(address),
+        room_for(Resources.of(spec.resources), spec.resources.max_concurrent, float(seconds(wait))),
+    ):
         yield
 
 

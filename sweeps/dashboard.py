@@ -30,7 +30,7 @@ def open_dashboard(ledger: Ledger, port: int) -> WSGIServer:
         from optuna_dashboard import wsgi
     except ImportError:
         raise InputError("the dashboard needs an extra package: pip install 'genrec-sweeps[dashboard]'") from None
-    application = wsgi(ledger.study._storage)
+    application = wsgi(ledger.storage)
     try:
         return make_server(HOST, port, _for_looking(application), handler_class=_Quiet)
     except OSError as error:

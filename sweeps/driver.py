@@ -144,7 +144,6 @@ def _common(
     ledger: Ledger, store: ArtifactStore, on_event: OnEvent, checkpoint_interval: float | None = None
 ) -> dict[str, Any]:
     spec = ledger.spec
-    resources = spec.resources
     return {
         "function": functools.partial(
             run_trial,
@@ -155,12 +154,8 @@ def _common(
         ),
         "name": spec.name,
         "folder": ledger.folder,
-        "resources": Resources(
-            workers=resources.workers,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-        ),
-        "max_concurrent": resources.max_concurrent,
+        "resources": Resources.of(spec.resources),
+        "max_concurrent": spec.resources.max_concurrent,
         "metric": spec.metric,
         "max_failures": spec.max_failures,
         "missing": SharedStages(store),

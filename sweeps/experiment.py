@@ -179,11 +179,7 @@ def _winner(name: str, ledger: Ledger, seeds: int, overrides: Mapping[str, Any])
     config = validate_config(with_values(config_of_run(ledger, runs[0]).to_dict(), overrides))
     known = [run.seed for run in runs][:seeds]
     further = range(known[-1] + 1, known[-1] + 1 + seeds - len(known))
-    spec = ledger.spec.resources
-    resources = Resources(
-        workers=spec.workers, cpus_per_worker=spec.cpus_per_worker, gpus_per_worker=spec.gpus_per_worker
-    )
-    return Side(name, config, (*known, *further), resources)
+    return Side(name, config, (*known, *further), Resources.of(ledger.spec.resources))
 
 
 def _common_metric(sides: Sequence[Side], metric: str | None) -> str:

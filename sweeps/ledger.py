@@ -347,6 +347,11 @@ class Ledger:
         return next(iter(self.leaderboard()), None)
 
     @property
+    def storage(self) -> BaseStorage:
+        """Both studies as Optuna's tools want them; a ledger opened by `read` refuses to be written through it."""
+        return self._storage
+
+    @property
     def study(self) -> Study:
         """The search in Optuna's own terms, for its plots and importances."""
         return optuna.load_study(study_name=self._place.search, storage=self._storage)

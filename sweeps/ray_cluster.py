@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 import ray
@@ -27,6 +28,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
+
+if TYPE_CHECKING:
+    from sweeps.spec import ResourcesSpec
 
 PROBE_SECONDS = 5.0
 NODES_ASKED_EVERY = 2.0  # seconds
@@ -50,6 +54,11 @@ class Resources:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
         if self.gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker must be 0 or more, got {self.gpus_per_worker}")
+
+    @classmethod
+    def of(cls, spec: ResourcesSpec) -> Resources:
+        """What a sweep's file asks for."""
+        return cls(workers=spec.workers, cpus_per_worker=spec.cpus_per_worker, gpus_per_worker=spec.gpus_per_worker)
 
     @property
     def threads(self) -> int:

@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from in_process import work
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.data.synthetic import make_synthetic
@@ -19,7 +19,6 @@ from sweeps.conclusion import conclude
 from sweeps.finalists import note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.spec import load_spec
-from sweeps.trial import run_trial
 
 
 @pytest.fixture(scope="session")
@@ -88,24 +87,6 @@ def hostile() -> tuple[str, ...]:
     return HOSTILE
 
 
-def _work(queue: Any, store: ArtifactStore, faulty: dict[str, str]) -> None:
-    """What `run_queue` does, in this process. `faulty`: tasks that end at once, with this reason."""
-    while task := queue.next():
-        if task.id in faulty:
-            queue.finish(task.id, "failed", {"reason": faulty[task.id], "node": faulty[task.id]})
-            continue
-
-        def report(row: dict[str, Any], task_id: str = task.id) -> None:
-            if "epoch" in row:
-                queue.report(task_id, row)
-
-        def launch(loop: Callable[..., None], argument: dict[str, Any], report: Callable[..., None] = report) -> None:
-            loop(argument, report)
-
-        result = run_trial(task.payload, report, launch, store=str(store.root))
-        queue.finish(task.id, "completed", result | {"node": "here", "duration": 0.1})
-
-
 @pytest.fixture(scope="session")
 def hostile_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished sweep of three trials, one of which failed, over a catalogue of hostile titles."""
@@ -129,10 +110,10 @@ def hostile_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     store = ArtifactStore(storage / ARTIFACTS)
     with Ledger.create(storage / "hostile", spec) as ledger:
-        _work(ledger, store, {"trial-0002": "".join(HOSTILE)})
+        work(ledger, store, {"trial-0002": "".join(HOSTILE)})
         plans = plan_finalists(spec, [(r.number, ledger.config_of(r.number)) for r in ledger.select(2)])
         note_plan(ledger, plans)
-        _work(FinalistQueue(ledger, plans), store, {})
+        work(FinalistQueue(ledger, plans), store)
         conclude(ledger, store, lambda line: None)
     torch.set_num_threads(threads)
     logging.getLogger().handlers[:] = handlers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from in_process import work
 
 import sweeps
 from genrec.artifacts import ARTIFACTS, ArtifactStore
@@ -32,7 +33,6 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.measuring import measure, measure_ensemble
 from sweeps.spec import load_spec
 from sweeps.status import sweep_status
-from sweeps.trial import run_trial
 
 TINY = Path(__file__).with_name("tiny.yaml")
 Queue = Ledger | FinalistQueue | Trainings
@@ -50,20 +50,6 @@ class Done:
         ledger = Ledger.read(self.folder)
         [run] = [run for run in ledger.finalist_runs() if (run.finalist, run.seed) == (number, seed)]
         return config_of_run(ledger, run)
-
-
-def work(queue: Queue, store: ArtifactStore) -> None:
-    """What `run_queue` does, one task after the other in this process."""
-    while task := queue.next():
-
-        def report(row: dict[str, Any], task_id: str = task.id) -> None:
-            if "epoch" in row:
-                queue.report(task_id, row)
-
-        def launch(loop: Callable[..., None], argument: dict[str, Any], report: Callable[..., None] = report) -> None:
-            loop(argument, report)
-
-        queue.finish(task.id, "completed", run_trial(task.payload, report, launch, store=str(store.root)))
 
 
 def reevaluate(ledger: Ledger, store: ArtifactStore) -> None:
