@@ -22,9 +22,11 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.ledger import SEARCH, Ledger, distributions
+from sweeps.ledger import Ledger
 from sweeps.report import write_report
+from sweeps.sampling import distributions
 from sweeps.spec import SweepSpec, load_spec
+from sweeps.study_storage import SEARCH
 
 SPEC = """
 name: long
