@@ -191,9 +191,10 @@ def _width(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> int:
 
 
 def remaining_seconds(ledger: Ledger, records: Sequence[TrialRecord]) -> float | None:
-    """What the search still needs, by its pace so far or by its time limit; None while nothing is known."""
+    """What the search still needs, by its pace so far or by its time limit; None while nothing is known. A paused trial
+    counts as ended: few are trained on."""
     budget, left = ledger.spec.budget, []
-    ended = sum(record.status in ENDED and record.duplicate_of is None for record in records)
+    ended = sum(record.status in (*ENDED, "waiting") and record.duplicate_of is None for record in records)
     if budget.trials and ended:
         left.append(max(0, budget.trials - ended) * ledger.elapsed / ended)
     if budget.time:
