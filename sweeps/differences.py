@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from genrec.config import RunConfig, config_keys
+from sweeps.space import value_at
 
 _OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evaluation.batch_size")
 "settings, or sections of them, that two configs may differ in without being different"
@@ -13,9 +13,9 @@ _OWN = ("seed", "save_dir_root", "tracking", "train.checkpoint_interval", "evalu
 
 def differing_settings(a: RunConfig, b: RunConfig) -> dict[str, list[Any]]:
     """Config path -> the two values, where they differ."""
-    found = {}
+    found, both = {}, (a.to_dict(), b.to_dict())
     for key in config_keys():
-        values = [functools.reduce(lambda node, part: node[part], key.split("."), c.to_dict()) for c in (a, b)]
+        values = [value_at(config, key) for config in both]
         if values[0] != values[1] and not {key, key.split(".")[0]} & set(_OWN):
             found[key] = values
     return found

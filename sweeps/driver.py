@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from genrec.artifacts import ARTIFACTS, ArtifactStore
+from genrec.artifacts import ArtifactStore
 from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
+from sweeps.folders import artifact_store
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes
 from sweeps.ray_cluster import Resources, cluster_size, is_own_ray, start_ray
@@ -39,7 +40,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
 
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
-    store = ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
+    store = artifact_store(ledger.folder.parent)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
         if not is_own_ray():

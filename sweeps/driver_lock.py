@@ -195,9 +195,14 @@ def is_driven(folder: Path) -> bool:
     if is_alive_here(driver) is None:
         return seems_alive(driver)
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        return is_locked(folder / LOCK)
     except OSError:
         return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the kernel's lock of a file, without waiting. Raises OSError where there is none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

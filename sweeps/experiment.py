@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.artifacts import ARTIFACTS, ArtifactStore
+from genrec.artifacts import ArtifactStore
 from genrec.comparison import protocol
 from genrec.config import RunConfig, content_hash, load_config, validate_config, with_values
 from genrec.data.interactions import Split
@@ -26,7 +26,7 @@ from sweeps.differences import differing_settings
 from sweeps.driver import SweepFailed
 from sweeps.driver_lock import DriverLock
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.folders import is_sweep
+from sweeps.folders import artifact_store, is_sweep
 from sweeps.leaderboard import aligned, in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
@@ -105,7 +105,7 @@ def run_experiment(
     """Train what is not trained yet, measure, compare. Raises `InputError` and `SweepFailed`."""
     sides = open_sides(a, b, seeds, overrides, storage)
     metric = _common_metric(sides, metric)
-    store = ArtifactStore(storage.absolute() / ARTIFACTS)
+    store = artifact_store(storage)
     identity = [[side.config.to_dict(), side.seeds] for side in sides]
     folder = storage / FOLDER / f"{sides[0].name}-{sides[1].name}-{content_hash(identity)[:8]}"
     tasks = Trainings(sides, _splits(sides, split), say)

@@ -1,9 +1,10 @@
-"""Which folders of a storage folder are sweeps."""
+"""What is in a storage folder: sweeps, and the artifacts that they share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from genrec.artifacts import ARTIFACTS, ArtifactStore
 from genrec.errors import InputError, nearest
 from sweeps.journal import JOURNAL
 from sweeps.ledger_url import POINTER
@@ -12,6 +13,11 @@ from sweeps.ledger_url import POINTER
 def is_sweep(folder: Path) -> bool:
     """Whether a sweep was begun in `folder`, wherever its ledger is."""
     return (folder / JOURNAL).is_file() or (folder / POINTER).is_file()
+
+
+def artifact_store(storage: str | Path) -> ArtifactStore:
+    """Where the sweeps of a storage folder share their stages."""
+    return ArtifactStore(Path(storage).absolute() / ARTIFACTS)
 
 
 def sweep_folder(name: str, storage: str | Path) -> Path:

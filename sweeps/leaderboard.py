@@ -52,7 +52,7 @@ def _trial_table(leaders: list[TrialRecord], metric: str) -> list[str]:
     against = [name for name in leaders[0].objectives if name != metric]
     head = ["trial", "status", "epochs", metric, *against, *(name.rsplit(".", 1)[-1] for name in names)]
     rows = [
-        [record.id, record.status, str(len(record.epochs)), _number(record.value)]
+        [record.id, record.status, str(len(record.epochs)), number(record.value)]
         + [_short(record.objectives.get(name)) for name in against]
         + [_short(record.params.get(name)) for name in names]
         for record in leaders[:SHOWN]
@@ -68,11 +68,11 @@ def _finalist_tables(status: dict[str, Any]) -> list[str]:
     tuples = [name for name in names if name.startswith("tuple_")]
     facts = ", ".join(f"{name} {value}" for name, value in (status["protocol"] or {}).items())
     references = [
-        [f"{name} (fit: {row['fit']})", *(_number(row.get(column)) for column in items)]
+        [f"{name} (fit: {row['fit']})", *(number(row.get(column)) for column in items)]
         for name, row in status["baselines"].items()
     ]
     if status["oracle"]:
-        references.append(["oracle", *(_number(status["oracle"].get(column)) for column in items)])
+        references.append(["oracle", *(number(status["oracle"].get(column)) for column in items)])
     lines = ["", f"finalists on the test split, item level ({facts})"]
     lines += aligned([["", *items], *_finalist_rows(status, items), *_ensemble_rows(status, items), *references])
     lines += ["", "the same lists read as semantic-ID tuples, as papers count; not comparable with the rows above"]
@@ -159,5 +159,6 @@ def _short(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A metric as tables show it; empty where there is none."""
     return "" if value is None else f"{value:.4f}"

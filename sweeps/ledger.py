@@ -53,11 +53,10 @@ class Ledger:
         self._stopping = False
         self._records: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
         self._load()
-        sessions = [value for key, value in self._record.attrs().items() if key.startswith("session:")]
-        self._session = f"session:{len(sessions)}"
-        self._earlier_sessions = float(sum(sessions))
+        self._session = sum(key.startswith("session:") for key in self._record.attrs())
+        self._earlier_sessions = self._seconds_noted("session")
         self._since = self._noted = time.monotonic()
-        self.earlier_trial_seconds = float(sum(v for k, v in self._record.attrs().items() if k.startswith("trials:")))
+        self.earlier_trial_seconds = self._seconds_noted("trials")
         "what the trials of the search ran in earlier sessions, all together"
         self._trial_seconds = 0.0
         if lock is not None:
@@ -85,10 +84,11 @@ class Ledger:
         specs = [self._specs[number] for number in (0, *wider)]
         specs[-1] = self.spec  # whose space is the same
         since = self.revisions[wider[-1] - 1].trials if wider else 0
-        earlier = EarlierResults(self.spec, self.folder.parent, self._data, Ledger.read) if self.spec.reuse else None
+        earlier = EarlierResults(self.spec, self.folder.parent, self.dataset, Ledger.read) if self.spec.reuse else None
         return Proposer(specs, self._record, since, earlier)
 
-    def _data(self) -> str | None:
+    def dataset(self) -> str | None:
+        """Key of the data that the last session ran on; None while it is not known."""
         sessions = self.fact("sessions") or [{}]
         data: str | None = sessions[-1].get("data")
         return data
@@ -236,16 +236,20 @@ class Ledger:
         """Seconds that drivers have spent on this sweep, this session included."""
         if self._lock is not None:
             return self._earlier_sessions + time.monotonic() - self._since
-        return float(sum(value for key, value in self._record.attrs().items() if key.startswith("session:")))
+        return self._seconds_noted("session")
+
+    def _seconds_noted(self, what: str) -> float:
+        """Of all sessions together: how long they were (`session`), or their trials ran (`trials`)."""
+        return float(sum(value for key, value in self._record.attrs().items() if key.startswith(f"{what}:")))
 
     def heartbeat(self, at_least: float = _HEARTBEAT) -> None:
         """Note the length of this session, unless it was noted less than `at_least` seconds ago."""
         now = time.monotonic()
         if now - self._noted >= at_least:
             self._noted = now
-            self._record.set_attr(self._session, round(now - self._since, 3))
+            self._record.set_attr(f"session:{self._session}", round(now - self._since, 3))
             if self._trial_seconds:
-                self._record.set_attr(self._session.replace("session", "trials"), round(self._trial_seconds, 3))
+                self._record.set_attr(f"trials:{self._session}", round(self._trial_seconds, 3))
 
     def note_trial_seconds(self, seconds: float) -> None:
         """Note what the trials of the search have run in this session, all together; a kill loses seconds of it."""

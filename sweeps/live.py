@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.leaderboard import number
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
@@ -51,8 +52,8 @@ class Row:
             "trial": name,
             "status": self.status,
             "epoch": "" if self.epoch is None else str(self.epoch),
-            metric: _number(self.value),
-            "best": _number(self.best),
+            metric: number(self.value),
+            "best": number(self.best),
             "tokenizer": tokenizer,
             "time": _clock(time.monotonic() - self.since if self.seconds is None else self.seconds),
         }
@@ -200,10 +201,6 @@ def remaining_seconds(ledger: Ledger, records: Sequence[TrialRecord]) -> float |
     if budget.time:
         left.append(max(0.0, budget.time - ledger.elapsed))
     return min(left) if left else None
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -168,10 +168,10 @@ def plan_sweep(
     this machine lacks the GPU that a trial asks for. `cpus` and `gpus` are those of the cluster, by default this
     machine's. Raises `InputError` for a space without a feasible point and for resources too small for one trial.
     """
-    from genrec.artifacts import ARTIFACTS, ArtifactStore
+    from sweeps.folders import artifact_store
 
     slots = local_slots(spec, cpus, gpus)
-    bench = Workbench(ArtifactStore(Path(storage).absolute() / ARTIFACTS))
+    bench = Workbench(artifact_store(storage))
     works: dict[str, Work] = {}
     speed = None
     if like is not None:

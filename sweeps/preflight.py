@@ -27,6 +27,7 @@ from genrec.config import RunConfig, content_hash, validate_config
 from genrec.durable import file_hash
 from genrec.errors import InputError
 from genrec.pipeline import stage_keys
+from sweeps.driver_lock import is_locked
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
@@ -64,7 +65,7 @@ def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
     folder = Path(probe)
     facts: dict[str, Any] = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
     if not facts["storage"]:
-        facts["keeps_locks"] = _is_locked(folder / "lock")
+        facts["keeps_locks"] = is_locked(folder / "lock")
         facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
     facts["free"][tempfile.gettempdir()] = shutil.disk_usage(tempfile.gettempdir()).free
     try:
@@ -146,13 +147,3 @@ def _fault_of_storage(folder: Path) -> str:
     except OSError as error:
         return f"cannot write to {folder.parent}: {error}"
     return ""
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether the lock that the driver holds is one here too."""
-    with open(path, encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

@@ -35,6 +35,7 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
+from sweeps.environment import environment
 from sweeps.ray_cluster import DRIVER_CPUS, Resources, free_reservations_of_the_dead, trials_at_once
 from sweeps.records import Stopped, Task
 from sweeps.scheduled_queue import Budget, Ending, Queue, ScheduledQueue
@@ -186,19 +187,13 @@ def _tuner(run: _Run, function: TrialFunction, settings: _Settings, slots: int) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Tune's settings in the environment and its loggers silent, for the block."""
-    before = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
     loggers = [(logger, logger.level) for logger in map(logging.getLogger, ("ray.tune", "ray.train", "ray.air"))]
-    os.environ.update(TUNE_ENVIRONMENT)
     for logger, _ in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment(TUNE_ENVIRONMENT):
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         for logger, level in loggers:
             logger.setLevel(level)
 

@@ -69,7 +69,7 @@ class EarlierResults:
         objectives = self._spec.objectives
         if any(ledger.spec.objectives.get(metric) != mode for metric, mode in objectives.items()):
             return
-        data, theirs = self._data(), ((ledger.fact("sessions") or [{}])[-1]).get("data")
+        data, theirs = self._data(), ledger.dataset()
         if data is not None and theirs is not None and data != theirs:
             raise InputError(
                 f"reuse: sweep {name} was run on other data (dataset {theirs}, here {data}); fix: leave it out"

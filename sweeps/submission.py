@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shlex
 import shutil
 import socket
@@ -31,6 +30,7 @@ import genrec
 import sweeps
 from genrec.config import recipe_files
 from genrec.errors import InputError
+from sweeps.environment import environment
 from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
@@ -91,7 +91,8 @@ class Cluster:
         use_token_if_there_is_one()
         for name in RAYS_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._errors(), _as_api_server(self.address):
+        # RAY_ADDRESS would go before the address that was asked for.
+        with self._errors(), environment({"RAY_API_SERVER_ADDRESS": self.address}):
             self._client = JobSubmissionClient(self.address)
 
     def submit(self, request: Request, say: Say) -> str:
@@ -260,18 +261,3 @@ def _probe(address: str) -> None:
         socket.create_connection((url.hostname, port), timeout=PROBE_SECONDS).close()
     except OSError as error:
         raise ConnectionError(f"no Ray dashboard answers at {address}: {error}") from error
-
-
-@contextlib.contextmanager
-def _as_api_server(address: str) -> Iterator[None]:
-    """RAY_ADDRESS would go before the address that was asked for."""
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import yaml
 
+from genrec.config import config_keys
 from genrec.durable import write_text
 from sweeps.ledger import Ledger
 from sweeps.report.document import Document
+from sweeps.space import value_at
 
 __all__ = ["ReportFiles", "make_document", "write_report"]
 
@@ -76,18 +78,10 @@ def make_document(ledger: Ledger, folder: Path | None = None) -> Document:
 def sweep_text(ledger: Ledger) -> str:
     """The sweep as a file that needs no other: the base config is in it, setting by setting."""
     spec = ledger.spec.model_dump(mode="json", exclude_defaults=True, exclude={"name", "base", "set", "base_values"})
-    found = {"name": ledger.spec.name, "set": _by_path(ledger.spec.base_values), **spec}
+    settings = {key: value_at(ledger.spec.base_values, key) for key in config_keys()}
+    found = {"name": ledger.spec.name, "set": settings, **spec}
     head = f"# The sweep {ledger.spec.name} as it was run; sweeps run FILE --name ANOTHER repeats it.\n"
     return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-
-
-def _by_path(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested sections -> dotted settings."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        found |= _by_path(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return found
 
 
 def _write_best(ledger: Ledger, path: Path) -> Path | None:

@@ -12,11 +12,12 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 
-from genrec.artifacts import ARTIFACTS, ArtifactStore
+from genrec.artifacts import ArtifactStore
 from genrec.data.interactions import Interactions
 from genrec.inspection import verdict
 from genrec.pipeline import open_ids, open_interactions
 from genrec.semantic_ids import MAX_COLLISION_RATE, MIN_USAGE, SemanticIds
+from sweeps.folders import artifact_store
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
@@ -46,7 +47,7 @@ def catalogue_sections(ledger: Ledger) -> list[Section]:
 
 def store_of(ledger: Ledger) -> ArtifactStore:
     """Where the sweep's stages are."""
-    return ArtifactStore(ledger.folder.absolute().parent / ARTIFACTS)
+    return artifact_store(ledger.folder.parent)
 
 
 def chosen_artifacts(ledger: Ledger) -> Mapping[str, str]:

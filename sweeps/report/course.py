@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from genrec.pipeline import STAGES
 from sweeps.finalists import finalist_name
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
@@ -17,7 +18,6 @@ from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
 
-STAGES = ("dataset", "embeddings", "tokenizer", "semantic_ids", "tiger")
 MAX_ROWS = 200
 
 _Times = tuple[str, str, str | None, datetime | None, datetime | None]

@@ -13,17 +13,15 @@ import argparse
 import functools
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from timed_search import timed_search
+
 from genrec.artifacts import ArtifactStore
-from sweeps.ledger import Ledger
 from sweeps.ray_cluster import start_ray
-from sweeps.ray_tune import run_queue
 from sweeps.sharing import SharedStages
-from sweeps.spec import load_spec
 from sweeps.trial import run_trial
 
 SPEC = """
@@ -47,23 +45,12 @@ def alone(payload: dict[str, Any], report: Callable[..., None], launch: Callable
 
 def sweep(folder: Path, name: str, shared: bool, trials: int, epochs: int) -> tuple[float, int]:
     """Seconds, and how many tokenizers were trained."""
-    path = folder / f"{name}.yaml"
-    path.write_text(SPEC.format(name=name, trials=trials, epochs=epochs))
     store = ArtifactStore(folder / f"{name}-store")
-    with Ledger.create(folder / name, load_spec(path)) as ledger:
-        start = time.perf_counter()
-        run_queue(
-            ledger,
-            functools.partial(run_trial if shared else alone, store=str(store.root)),
-            name=name,
-            folder=ledger.folder,
-            metric=ledger.spec.metric,
-            max_concurrent=2,
-            **({"missing": SharedStages(store)} if shared else {}),
-        )
-        seconds = time.perf_counter() - start
-        assert ledger.counts()["completed"] == trials, ledger.counts()
-        return seconds, sum("tokenizer" in record.trained for record in ledger.trials())
+    function = functools.partial(run_trial if shared else alone, store=str(store.root))
+    text = SPEC.format(name=name, trials=trials, epochs=epochs)
+    options = {"missing": SharedStages(store)} if shared else {}
+    seconds, records = timed_search(folder, name, text, function, **options)
+    return seconds, sum("tokenizer" in record.trained for record in records)
 
 
 def main() -> None:

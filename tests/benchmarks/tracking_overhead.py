@@ -13,14 +13,12 @@ import functools
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
-from sweeps.ledger import Ledger
+from timed_search import timed_search
+
 from sweeps.ray_cluster import start_ray
-from sweeps.ray_tune import run_queue
-from sweeps.spec import load_spec
-from sweeps.trial import run_trial, tracked_sweep
+from sweeps.trial import TRACKING, run_trial, tracked_sweep
 
 SPEC = """
 name: {name}
@@ -38,22 +36,10 @@ budget: {{trials: {trials}}}
 
 def sweep(folder: Path, name: str, tracked: bool, trials: int, epochs: int) -> float:
     """Seconds of the search; every sweep has a store of its own, so it trains all that it needs."""
-    path = folder / f"{name}.yaml"
-    path.write_text(SPEC.format(name=name, tracked=str(tracked).lower(), trials=trials, epochs=epochs))
-    store = folder / name / "store"
-    with Ledger.create(folder / name, load_spec(path)) as ledger:
-        start = time.perf_counter()
-        run_queue(
-            ledger,
-            functools.partial(run_trial, store=str(store), tracked=tracked_sweep(ledger.folder)),
-            name=name,
-            folder=ledger.folder,
-            metric=ledger.spec.metric,
-            max_concurrent=2,
-        )
-        seconds = time.perf_counter() - start
-        assert ledger.counts()["completed"] == trials, ledger.counts()
-    written = len(list((ledger.folder / "tracking").rglob("*.wandb")))
+    text = SPEC.format(name=name, tracked=str(tracked).lower(), trials=trials, epochs=epochs)
+    store, runs = folder / name / "store", tracked_sweep(folder / name)
+    seconds, _ = timed_search(folder, name, text, functools.partial(run_trial, store=str(store), tracked=runs))
+    written = len(list((folder / name / TRACKING).rglob("*.wandb")))
     assert written == (trials if tracked else 0), written
     return seconds
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,13 @@ def essence(ledger: Ledger) -> list[tuple[Any, ...]]:
         (r.number, r.status, json.dumps(r.params), r.value, r.seed, r.config_hash, r.duplicate_of, json.dumps(r.epochs))
         for r in ledger.trials()
     ]
+
+
+def killed_driver(folder: Path, program: str, kill_at: int) -> None:
+    """Run `program`, a driver of the sweep in `folder` that kills itself at the `kill_at`-th write, to that end."""
+    words = [sys.executable, "-c", program, str(folder), str(kill_at), str(Path(__file__).parent)]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert Ledger.read(folder).state == "interrupted"
 
 
 def finished(folder: Path, spec: SweepSpec, concurrency: int = 1, seed: int = 0) -> list[tuple[Any, ...]]:

@@ -6,9 +6,6 @@ import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +19,7 @@ from made_up_trials import (
     drive,
     essence,
     finished,
+    killed_driver,
     run_one,
     sampler_of,
     score,
@@ -267,11 +265,7 @@ def test_a_driver_that_is_really_killed_is_resumed_by_the_next(tmp_path: Path):
     whole = finished(tmp_path / "whole", spec)
     Ledger.create(tmp_path / "x", spec).close()
     for kill_at in (3, 4, 7):
-        driver = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(tmp_path / "x"), str(kill_at), str(Path(__file__).parent)], check=False
-        )
-        assert driver.returncode == -signal.SIGKILL
-        assert Ledger.read(tmp_path / "x").state == "interrupted"
+        killed_driver(tmp_path / "x", DRIVER, kill_at)
     with Ledger.open(tmp_path / "x") as ledger:
         drive(ledger)
         assert essence(ledger) == whole

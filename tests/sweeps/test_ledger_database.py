@@ -7,14 +7,24 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_trials import CHOICES, MIXED, SAMPLED, drive, essence, finished, run_one, sampler_of, spec_of
+from made_up_trials import (
+    CHOICES,
+    MIXED,
+    SAMPLED,
+    drive,
+    essence,
+    finished,
+    killed_driver,
+    run_one,
+    sampler_of,
+    spec_of,
+)
 
 from genrec.config import ConfigError
 from genrec.errors import InputError
@@ -135,11 +145,7 @@ def test_a_driver_that_is_really_killed_is_taken_over_at_once(tmp_path: Path):
     whole = finished(tmp_path / "whole", spec)
     Ledger.create(tmp_path / "x", spec).close()
     for kill_at in (3, 5, 8):
-        driver = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(tmp_path / "x"), str(kill_at), str(Path(__file__).parent)], check=False
-        )
-        assert driver.returncode == -signal.SIGKILL
-        assert Ledger.read(tmp_path / "x").state == "interrupted"
+        killed_driver(tmp_path / "x", DRIVER, kill_at)
     with Ledger.open(tmp_path / "x") as ledger:
         drive(ledger)
         assert essence(ledger) == whole

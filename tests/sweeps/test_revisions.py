@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from made_up_trials import GRID, MIXED, SAMPLED, drive, essence, run_one, sampler_of, score, spec_of
+from made_up_trials import CHOICES, GRID, MIXED, SAMPLED, drive, essence, run_one, sampler_of, score, spec_of
 
 from genrec.errors import InputError
 from sweeps.cli import main
@@ -22,11 +22,6 @@ space:
   train.batch_size: {type: int, low: 16, high: 128, step: 16}
   tokenizer.rqvae.hidden_dims: {type: choice, values: [[32], [64], [128, 64]]}
   train.optimizer: {type: choice, values: [muon, adamw]}
-"""
-FINITE = """
-space:
-  train.optimizer: {type: choice, values: [adamw, muon]}
-  train.schedule: {type: choice, values: [constant, cosine]}
 """
 FINITE_WIDER = """
 space:
@@ -164,7 +159,7 @@ constraints: [tiger.num_heads != 4]
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_finite_space_that_was_exhausted_goes_on_with_what_it_has_gained(tmp_path: Path, sampler: str):
-    with Ledger.create(tmp_path / "x", sampled(tmp_path, FINITE, sampler, 40)) as ledger:
+    with Ledger.create(tmp_path / "x", sampled(tmp_path, CHOICES, sampler, 40)) as ledger:
         assert len(drive(ledger)) == 4
         assert ledger.stop_reason == "space exhausted"
         ledger.revise(sampled(tmp_path, FINITE_WIDER, sampler, 40))
