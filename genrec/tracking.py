@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 Axis = Literal["step", "epoch"]
 Mode = Literal["online", "offline", "disabled", "shared"]
 Values = dict[str, float]
+SERVERS = ("api.forge.coreweave.com", "api.wandb.ai")
+"names of the public server: what `wandb login` writes a key under now, and what it wrote it under before"
 NETWORK_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 "how long the end of a run waits for a tracker"
@@ -346,7 +348,22 @@ def wandb_mode(offline: bool = False) -> Mode:
 
 def server_address() -> str:
     """Of Weights & Biases, or of one's own installation of it."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return os.environ.get("WANDB_BASE_URL") or f"https://{SERVERS[0]}"
+
+
+def require_server() -> None:
+    """Refuse to upload anything without a key (`InputError`) or an answering server (`ConnectionError`)."""
+    if not has_key():
+        raise InputError("no key of Weights & Biases; fix: set WANDB_API_KEY, or write it to netrc by: wandb login")
+    if not server_answers():
+        raise ConnectionError(f"{server_address()} does not answer")
+
+
+def account() -> str:
+    """Whose projects are meant: `WANDB_ENTITY`, or else, as the server says, the account that the key belongs to."""
+    import wandb
+
+    return os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
 
 
 def server_answers() -> bool:
@@ -367,10 +384,12 @@ def has_key() -> bool:
     """Whether the environment or netrc has a key for the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    machine = urlsplit(server_address()).netloc
     try:
-        return netrc.netrc().authenticators(urlsplit(server_address()).hostname or "") is not None
+        known = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(name) for name in (SERVERS if machine in SERVERS else [machine]))
 
 
 def _named(values: Values, axis: Axis) -> Values:

@@ -120,6 +120,15 @@ class Sweep:
 
         return write_report(self.ledger, folder)
 
+    def publish_report(self, folder: str | Path | None = None) -> str:
+        """Publish the verdict and panels over the runs as a Report of Weights & Biases; returns its address.
+
+        Its commands name the files of `folder`, which `report` wrote. The key comes from the environment or netrc.
+        """
+        from sweeps.wandb_report import publish
+
+        return publish(self.ledger, Path(folder) if folder is not None else None)
+
     def recommender(self) -> Recommender:
         """The winner, ready to recommend."""
         from genrec.recommender import Recommender

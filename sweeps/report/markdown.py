@@ -17,7 +17,7 @@ def markdown(document: Document) -> str:
     """The whole document as text."""
     lines = [f"# {escape(document.title)}", "", escape(document.lead)]
     for section in document.sections:
-        blocks = [part for block in section.blocks if (part := _block(block))]
+        blocks = [part for block in section.blocks if (part := block_lines(block))]
         if blocks:
             lines += ["", f"## {escape(section.title)}"]
             for part in blocks:
@@ -33,7 +33,8 @@ def escape(text: str) -> str:
     return _MEANING.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
-def _block(block: Block) -> list[str]:
+def block_lines(block: Block) -> list[str]:
+    """A block as lines of Markdown; none for a picture that is drawn elsewhere."""
     if isinstance(block, Text):
         text = escape(block.text)
         return [f"**{text}**" if block.strong else text]
