@@ -27,8 +27,8 @@ from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages
-from sweeps.stopping import rule_of
-from sweeps.trial import GATE, run_trial, tracked_sweep
+from sweeps.stopping import BUDGET, GATE, rule_of
+from sweeps.trial import run_trial, tracked_sweep
 
 
 class SweepFailed(RuntimeError):
@@ -122,7 +122,7 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
         if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
-            ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
+            ledger.finish(record.id, "stopped", {"reason": f"{BUDGET}: {limit}"})
 
 
 def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from sweeps.records import Task
-from sweeps.stopping import GO, Curve, Rule, Verdict
+from sweeps.stopping import BUDGET, GO, Curve, Rule, Verdict
 
 Ending = Literal["stopped", "completed", "failed"]
 
@@ -94,7 +94,7 @@ class ScheduledQueue:
         if epoch >= (self._epochs_of(task.payload) or epoch + 1):
             return GO
         if limit := self.spent():
-            return Verdict("stop", f"ended with the budget at epoch {epoch}: {limit}")
+            return Verdict("stop", f"{BUDGET} at epoch {epoch}: {limit}")
         if verdict.action == "pause" and self._rule.promoted({*self._paused, task_id}) == task_id:
             return GO
         return verdict

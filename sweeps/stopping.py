@@ -12,8 +12,11 @@ import statistics
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
-from sweeps.spec import SchedulerSpec
+from sweeps.spec import SchedulerSpec, SweepSpec
 
+GATE = "health gate"
+BUDGET = "ended with the budget"
+"how the reason of a trial begins that no scheduler stopped"
 Mode = Literal["max", "min"]
 Curve = Sequence[tuple[int, float]]
 
@@ -237,6 +240,38 @@ def rule_of(scheduler: SchedulerSpec, mode: Mode, longest: int) -> Rule:
         return Median(grace=grace, min_trials=scheduler.min_trials, mode=mode)
     form = Asha if scheduler.type == "asha" else Promotion
     return form(grace=grace, factor=factor, longest=longest, mode=mode)
+
+
+def stopped_by(reason: str | None, scheduler: SchedulerSpec) -> str:
+    """What stopped a trial, by its recorded reason: `health gate`, `budget`, the scheduler's type, or `unknown`."""
+    said = reason or ""
+    if said.startswith((GATE, BUDGET)):
+        return GATE if said.startswith(GATE) else "budget"
+    return "unknown" if scheduler.type == "none" else scheduler.type
+
+
+def rules_in_words(spec: SweepSpec) -> dict[str, str]:
+    """What each of the names that `stopped_by` gives means in this sweep, in a sentence."""
+    scheduler, health = spec.scheduler, spec.health
+    grace, factor = scheduler.grace_epochs, scheduler.reduction_factor
+    rungs = f"at epoch {grace} and at its multiples by {factor}"
+    return {
+        GATE: (
+            f"before TIGER is trained, a trial ends if more than {health.max_collision_rate:.4g} of the items share "
+            f"their tuple or a level uses less than {health.min_usage:.4g} of its codes."
+        ),
+        "median": (
+            f"from epoch {grace} on, a trial ends when its best value so far is worse than the median of what the "
+            f"others had on average up to that epoch; at least {scheduler.min_trials} others must have come as far."
+        ),
+        "asha": f"{rungs}, a trial goes on only if it is among the best 1/{factor} of those that came there before it.",
+        "promote": (
+            f"{rungs}, every trial pauses; of the best 1/{factor} there the best is trained on when a slot is free. "
+            "Who is never chosen ends with the search."
+        ),
+        "budget": "at a limit other than the number of trials, what runs ends at its next epoch, what waits at once.",
+        "unknown": "no reason is recorded that this version knows.",
+    }
 
 
 def _sign(mode: Mode) -> float:

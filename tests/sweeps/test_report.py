@@ -270,12 +270,41 @@ def test_stopped_trials_are_marked_where_they_stopped_and_listed_with_the_rule(t
     assert crosses["x"] == [2, 2]
     rule, table = blocks(document, "stopped")
     assert isinstance(rule, Text)
-    assert "asha: from epoch 2 on" in rule.text
-    assert "best 1/3" in rule.text
+    assert rule.text.startswith("Rule asha (2 trials): at epoch 2 and at its multiples by 3, a trial goes on only if")
     assert isinstance(table, Table)
-    assert [row[3] for row in table.rows] == ["stopped by the scheduler at epoch 2"] * 2
+    assert [row[3:] for row in table.rows] == [["asha", "stopped by the scheduler at epoch 2"]] * 2
     rows = {row[0]: row[1:] for row in tables(blocks(document, "stages"))["Stages"].rows}
     assert rows == {"dataset": [0, 8], "tokenizer": [0, 8], "tiger": [8, 0]}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "own"),
+    [
+        ("median", "stopped at epoch 1: its best value"),
+        ("promote", "not promoted at epoch 1: rank 3 of 4"),
+        ("none", ""),
+    ],
+)
+def test_every_stopped_trial_has_the_rule_that_stopped_it_and_no_other_is_named(
+    tmp_path: Path, scheduler: str, own: str
+) -> None:
+    reasons = ["health gate: 40.0% of the items share their tuple (above 10%)", "ended with the budget: time: 9 of 9"]
+    reasons += [own] if own else []
+    spec = load_spec(TINY, {"name": "ended", "budget.trials": len(reasons) + 1, "scheduler.type": scheduler})
+    with Ledger.create(tmp_path / "ended", spec) as writer:
+        for reason in (None, *reasons):
+            task = writer.next()
+            assert task is not None
+            writer.report(task.id, {"epoch": 1, "ndcg@10": 0.2})
+            writer.finish(task.id, "stopped" if reason else "completed", {"reason": reason})
+    *rules, table = blocks(make_document(Ledger.read(tmp_path / "ended")), "stopped")
+    assert isinstance(table, Table)
+    expected = ["health gate", "budget", *([scheduler] if own else [])]
+    assert [row[3] for row in table.rows] == expected
+    assert [row[4] for row in table.rows] == reasons
+    named = [block.text.removeprefix("Rule ").split(" (")[0] for block in rules if isinstance(block, Text)]
+    assert sorted(named) == sorted(expected)
+    assert ("multiples by" in str(rules)) == (scheduler == "promote")
 
 
 def test_several_objectives_show_their_front(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.stopping import GO, Asha, Curve, Median, Mode, Promotion, Rule
+from sweeps.spec import SchedulerSpec
+from sweeps.stopping import BUDGET, GATE, GO, Asha, Curve, Median, Mode, Promotion, Rule, rule_of, stopped_by
 
 
 def curves(count: int, epochs: int, seed: int = 0) -> dict[str, list[tuple[int, float]]]:
@@ -185,3 +186,22 @@ def test_rungs_do_not_depend_on_an_interruption(rule_type: type[Asha | Promotion
     for one, other in zip(resumed.rungs, undisturbed.rungs, strict=True):
         assert one.scores == other.scores
         assert one.best(99) == other.best(99)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["median", "asha"])
+def test_a_reason_is_known_by_the_rule_that_gave_it(kind: str):
+    scheduler = SchedulerSpec(type=kind, min_trials=1, reduction_factor=2)
+    rule = rule_of(scheduler, "max", 9)
+    verdicts = [rule.judge(f"t{number}", 1, 1.0 - number / 10) for number in range(4)]
+    [*_, last] = [verdict for verdict in verdicts if verdict.action == "stop"]
+    assert stopped_by(last.reason, scheduler) == kind
+
+
+def test_gate_and_budget_are_known_whatever_the_scheduler_is():
+    for kind in ("none", "median", "asha", "promote"):
+        assert stopped_by(f"{GATE}: level 1", SchedulerSpec(type=kind)) == GATE
+        assert stopped_by(f"{BUDGET} at epoch 2: time: 3 of 3 spent", SchedulerSpec(type=kind)) == "budget"
+    assert stopped_by(None, SchedulerSpec()) == "unknown"
