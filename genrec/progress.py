@@ -11,9 +11,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 30.0
@@ -74,7 +75,7 @@ class Pace:
         seconds = time.monotonic() - self.started
         left = seconds / self.steps * max(0, step.total_steps - step.step)
         rate = self.targets / max(seconds, 1e-9)
-        return f"loss {step.loss():.3f}  lr {step.learning_rate:.1e}  {rate:.0f} targets/s  {_clock(left)} left"
+        return f"loss {step.loss():.3f}  lr {step.learning_rate:.1e}  {rate:.0f} targets/s  {clock(left)} left"
 
 
 class _Lines:
@@ -133,6 +134,7 @@ def _logging_above(terminal: object) -> Iterator[None]:
             handler.setStream(terminal)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`4:10`; from an hour on `1:04:10`."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -14,7 +14,6 @@ import logging
 import netrc
 import os
 import queue
-import re
 import threading
 import urllib.error
 import urllib.request
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from genrec.config import RunConfig, content_hash
 from genrec.errors import InputError
+from genrec.masking import masked
 from genrec.progress import TrainingStep
 from genrec.ranks import rank_and_world
 from genrec.settings import TrackingConfig
@@ -41,9 +41,6 @@ SERVERS = ("api.forge.coreweave.com", "api.wandb.ai")
 NETWORK_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 "how long the end of a run waits for a tracker"
-_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-MASK = "***"
 
 
 @dataclass(frozen=True)
@@ -111,20 +108,6 @@ def _asked_for(config: TrackingConfig) -> dict[str, str]:
     """Package -> the setting that asks for it."""
     asked = {"wandb": "wandb_logging", "tensorboard": "tensorboard"}
     return {package: setting for package, setting in asked.items() if getattr(config, setting)}
-
-
-def masked(value: Any, name: str = "") -> Any:
-    """A copy without secrets: values whose name says so, logins in URLs, the key of Weights & Biases itself."""
-    if isinstance(value, dict):
-        return {key: masked(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, name) for item in value]
-    if not isinstance(value, str) or not value:
-        return value
-    if _SECRET_NAME.search(name):
-        return MASK
-    key = os.environ.get("WANDB_API_KEY")
-    return _URL_LOGIN.sub(MASK, value.replace(key, MASK) if key else value)
 
 
 class Tracker:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig, load_config
+from genrec.config import RunConfig
 from genrec.errors import InputError
 from sweeps.folders import is_sweep, sweep_folder
 from sweeps.reuse import check_names
@@ -106,12 +106,12 @@ class Sweep:
 
     def best_config(self) -> RunConfig:
         """The winner's config; before there is a winner, that of the best trial so far."""
-        if self.ledger.fact("winner"):
-            return load_config(self.folder / "best.yaml")
-        best = self.ledger.best()
-        if best is None:
+        from sweeps.finalists import best_config
+
+        config = best_config(self.ledger)
+        if config is None:
             raise InputError(f"sweep {self.name} has no trial with a result yet")
-        return self.ledger.config_of(best.number)
+        return config
 
     def report(self, folder: str | Path | None = None) -> ReportFiles:
         """Write what the sweep has come to as a page with pictures, Markdown, CSV; by default to `report/` in its

@@ -14,7 +14,8 @@ from typing import Any
 from genrec.cli import printable
 from genrec.durable import write_text
 from genrec.errors import InputError
-from genrec.tracking import account, masked, require_server
+from genrec.masking import masked
+from genrec.tracking import account, require_server
 from genrec.uploads import offline_runs
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import subprocess
@@ -26,7 +25,6 @@ from genrec.tracking import (
     TrainingCurve,
     _Threaded,
     has_key,
-    masked,
     open_tracker,
     require_trackers,
     server_address,
@@ -270,24 +268,3 @@ def test_the_public_server_is_the_one_that_wandb_itself_would_ask():
 def test_the_environment_decides_if_it_says_so(monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == mode
-
-
-# -------------------------------------------------------------------- secrets
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"api_key": "x", "epochs": 3, "lr": 0.1, "on": True, "none": None}, {"api_key": "***", "epochs": 3}),
-        ({"wandb": {"Token": "x"}}, {"wandb": {"Token": "***"}}),
-        ({"urls": ["https://me:pw@host/a", "https://host/b"]}, {"urls": ["https://***@host/a", "https://host/b"]}),
-        ({"note": "the key is KEYKEYKEY"}, {"note": "the key is ***"}),
-        ({"num_item_embeddings": 256, "sem_id_dim": 3}, {"num_item_embeddings": 256, "sem_id_dim": 3}),
-    ],
-)
-def test_secrets_are_masked_and_all_else_is_as_it_was(monkeypatch, value: dict[str, Any], expected: dict[str, Any]):
-    monkeypatch.setenv("WANDB_API_KEY", "KEYKEYKEY")
-    before = json.dumps(value)
-    found = masked(value)
-    assert json.dumps(value) == before
-    assert found == value | expected
