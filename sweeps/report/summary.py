@@ -10,7 +10,7 @@ from typing import Any
 from genrec.artifacts import ARTIFACTS
 from sweeps.differences import differing_settings
 from sweeps.finalists import best_config, metric_per_user
-from sweeps.leaderboard import counted, example_history, in_order
+from sweeps.leaderboard import example_history, in_order
 from sweeps.ledger import Ledger
 from sweeps.planner import clock
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
@@ -42,9 +42,10 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
         return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
     row = status["finalists"][0]
     metric = metric_per_user(spec.metric, row["test"])
+    seeds = _seeds(row)
+    over = "one seed" if seeds == 1 else f"mean and deviation over {seeds} seeds"
     wins = (
-        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, mean and deviation over "
-        f"{counted(len(row['seeds']), 'seed')}; chosen by validation."
+        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by validation."
     )
     sentences = [*status["verdict"], *_against_references(status, metric)]
     return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from made_up_trials import finished_sweep
 
 from sweeps.cli import main
-from sweeps.finalists import note_plan, plan_finalists
-from sweeps.ledger import FinalistQueue, Ledger
+from sweeps.ledger import Ledger
 from sweeps.report.document import Commands, Table, Text
 from sweeps.report.markdown import block_lines
 from sweeps.report.summary import summary
@@ -32,28 +32,11 @@ KEY = "canary" * 7
 LOCAL = ["report.html", "report.md", "trials.csv", "sweep.yaml"]
 
 
-def told(folder: Path, hostile: tuple[str, ...] = (), *, tracked: bool = True) -> Path:
-    """A finished sweep that was made up, with foreign texts where a real one has some."""
+def told(storage: Path, hostile: tuple[str, ...] = (), *, tracked: bool = True) -> Path:
+    """The storage of a finished sweep that was made up, with foreign texts where a real one has some."""
     settings = {"tracking.wandb_logging": tracked, "tracking.wandb_project": "shop"}
-    spec = load_spec(TINY, {"name": "told", "budget.trials": 4}, settings)
-    with Ledger.create(folder / "told", spec) as ledger:
-        while task := ledger.next():
-            for epoch in (1, 2):
-                ledger.report(task.id, {"epoch": epoch, "ndcg@10": 0.1 * epoch})
-            ledger.finish(task.id, "completed", {"duration": 1.0})
-        plans = plan_finalists(spec, [(r.number, ledger.config_of(r.number)) for r in ledger.select(1)])
-        note_plan(ledger, plans)
-        queue = FinalistQueue(ledger, plans)
-        while task := queue.next():
-            value = 0.2 + 0.01 * task.payload["seed"] - 0.1 * (task.payload["finalist"] == "base")
-            figures = {"ndcg@10": value, "tuple_ndcg@10": value}
-            queue.finish(task.id, "completed", {"validation": figures, "test": figures})
-        ledger.set_fact("winner", {"trial": "trial-0000", "seed": spec.seed})
-        ledger.set_fact("verdict", ["trial-0000 beats base.", *hostile])
-        ledger.set_fact("baselines", {text: {"fit": text, "ndcg@10": 0.05} for text in ("popularity", *hostile)})
-        ledger.set_fact("protocol", {"split": "test", **{text: text for text in hostile}})
-        ledger.mark("finished")
-    return folder
+    finished_sweep(storage / "told", load_spec(TINY, {"name": "told", "budget.trials": 4}, settings), hostile)
+    return storage
 
 
 @pytest.fixture(scope="module")
