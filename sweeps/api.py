@@ -286,12 +286,12 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
-    from rich.console import Console
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
+    from sweeps.live import DriverConsole
 
-    console = Console(stderr=True, quiet=quiet)
+    console = DriverConsole(quiet)
     return run_experiment(
         str(a),
         str(b),
@@ -319,15 +319,13 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 def _drive(
     ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
 ) -> Sweep:
-    from rich.console import Console
-
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
-    from sweeps.live import LiveView
+    from sweeps.live import DriverConsole, LiveView
     from sweeps.notify import told
 
     with ledger:
-        view = LiveView(ledger, Console(stderr=True, quiet=quiet))
+        view = LiveView(ledger, DriverConsole(quiet))
         note_session(ledger, view.say, accept_data=accept_data)
         if spec is not None:
             ledger.revise(spec)

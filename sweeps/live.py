@@ -5,9 +5,10 @@ Events come from the driver itself, or from the ledger of a sweep that is driven
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,18 @@ class Row:
             "tokenizer": tokenizer,
             "time": clock(time.monotonic() - self.since if self.seconds is None else self.seconds),
         }
+
+
+class DriverConsole(Console):
+    """The driver's words, on stderr. Nobody has to hear them: `sweeps run FILE 2>&1 | head` goes on in silence."""
+
+    def __init__(self, quiet: bool = False):
+        super().__init__(stderr=True, quiet=quiet)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # for whoever else writes there
 
 
 class LiveView:
