@@ -347,6 +347,7 @@ def _played(work: Work, speed: Speed, epochs: int | None = None) -> Played:
         setup_seconds=speed.setup,
         tokenizer_key=work.tokenizer_key,
         tokenizer_seconds=work.tokenizer_seconds(speed),
+        epoch_steps=work.steps,
     )
 
 

@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, load_config
+from genrec.config import RunConfig, load_config, validate_config, with_values
 from genrec.decoding import beam_search
 from genrec.errors import InputError
 from genrec.models.tiger import Tiger, Window
+from genrec.trainers.tiger_trainer import tiger_batches
 from genrec.trie import Trie
 from sweeps.budget import Budget
 from sweeps.cli import main
@@ -191,6 +192,22 @@ def test_promotion_trains_hardly_more_than_successive_halving_would():
     # 81 x 1 + 27 x 2 + 9 x 6 + 3 x 18 epochs; one that leads for a while is promoted, and overtaken.
     assert 243 <= statistics.mean(outcome.epochs for outcome in outcomes) < 1.5 * 243
     assert {outcome.started for outcome in outcomes} == {81}
+
+
+def test_rungs_in_steps_come_earlier_for_trials_of_small_batches():
+    steps = rule_of(SchedulerSpec(type="promote", grace_steps=40), "max", 9)
+    small, large = Played(1.0, 9, 0.0, "a", 0.0, epoch_steps=40), Played(1.0, 9, 0.0, "a", 0.0, epoch_steps=10)
+    outcome = rehearse([small, large], slots=2, rule=steps)
+    # Of each one epoch or four up to the first rung; one of them goes on to its ninth epoch.
+    assert outcome.epochs in (1 + 9, 9 + 4)
+
+
+def test_a_plan_knows_about_how_many_optimizer_steps_an_epoch_has(bench: Workbench):
+    base = load_spec(TINY).base_config()
+    for settings in ({"train.batch_size": 64}, {"train.batch_size": 32, "train.gradient_accumulate_every": 2}):
+        config = validate_config(with_values(base.to_dict(), settings))
+        trained = tiger_batches(config, bench.interactions(config)).num_steps(1)
+        assert bench.work(config).steps == pytest.approx(trained, rel=0.25)
 
 
 def test_a_promoted_trial_is_set_up_again_and_trains_no_epoch_twice():
