@@ -274,6 +274,22 @@ def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, b
     assert "early stopping leaves" in "\n".join(plan_lines(stopped))
 
 
+def test_what_an_earlier_sweep_has_run_takes_no_time(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path)
+    whole = make_plan(spec, bench, 2, SPEED)
+    known = {config.hash for config in planned_configs(spec)[:3]}
+    half = make_plan(spec, bench, 2, SPEED, taken_over=lambda config: config.hash in known)
+    assert whole.search is not None
+    assert half.search is not None
+    assert (whole.taken_over, half.taken_over) == (0.0, 0.5)
+    assert (half.trials, half.search.runs, half.search.epochs, half.epochs_without_stopping) == (6, 3, 9, 9)
+    assert half.search.busy_seconds == pytest.approx(whole.search.busy_seconds / 2, rel=0.1)
+    assert "50% of the trials" in "\n".join(plan_lines(half))
+    nothing = make_plan(spec, bench, 2, SPEED, taken_over=lambda config: True)
+    assert nothing.search is not None
+    assert (nothing.trials, nothing.search.seconds) == (6, 0.0)
+
+
 @pytest.mark.parametrize("kind", ["median", "asha", "promote"])
 def test_every_scheduler_is_priced(tmp_path: Path, bench: Workbench, kind: str):
     plan = make_plan(tiny(tmp_path, scheduler__type=kind, budget__trials=30), bench, 2, SPEED)
