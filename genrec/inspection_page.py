@@ -23,22 +23,17 @@ _HEAD = """<!doctype html>
 
 
 def write_page(path: Path | str, title: str, table: str, pictures: Mapping[str, Figure]) -> Path:
-    """Write a page with a table, which is shown as it is, and pictures below their titles."""
-    path = page_path(path)
+    """Write a page with a table, which is shown as it is, and pictures below their titles. Raises `InputError` for a
+    path that is not named as HTML."""
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path}: a page's name must end in .html")
     parts = [_HEAD, f"<title>{html.escape(title)}</title>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"]
     parts.append(f'<pre style="overflow-x: auto">{html.escape(table)}</pre>\n')
     for name, figure in pictures.items():
         shown = html.escape(name)
         parts.append(f'<h2>{shown}</h2>\n<img src="{_embedded(figure)}" alt="{shown}" style="max-width: 100%">\n')
     write_text(path, "".join([*parts, "</body>\n</html>\n"]))
-    return path
-
-
-def page_path(path: Path | str) -> Path:
-    """`path`, whose name must say that it is HTML."""
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{path}: a page's name must end in .html")
     return path
 
 

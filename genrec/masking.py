@@ -39,7 +39,7 @@ def _masked_words(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if equals:
-            yield shlex.quote(name + equals) + _quoted(masked(value, name))
+            yield shlex.quote(masked(name) + equals) + _quoted(masked(value, name))
         else:
             yield _quoted(masked(word, option))
         option = word if word.startswith("-") and not equals else ""

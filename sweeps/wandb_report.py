@@ -21,7 +21,7 @@ from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.parameters import Float, Int
 from sweeps.report import FOLDER
-from sweeps.report.document import Block, Commands, Picture, Section, Text
+from sweeps.report.document import Block, Commands, Picture, Section, Text, one_line
 from sweeps.report.markdown import block_lines
 from sweeps.report.summary import lead, summary
 from sweeps.trial import tracked_sweep
@@ -70,7 +70,7 @@ def make_report(ledger: Ledger, folder: Path | None = None, entity: str = "") ->
 
 def _section(section: Section) -> list[Any]:
     found = [converted for block in section.blocks if (converted := _block(block)) is not None]
-    return [wr.H2(text=_plain(section.title)), *found]
+    return [wr.H2(text=one_line(section.title)), *found]
 
 
 def _block(block: Block) -> Any:
@@ -78,16 +78,11 @@ def _block(block: Block) -> Any:
     if isinstance(block, Picture):
         return None
     if isinstance(block, Text):
-        return wr.CalloutBlock(text=_plain(block.text)) if block.strong else wr.P(text=_plain(block.text))
+        return wr.CalloutBlock(text=one_line(block.text)) if block.strong else wr.P(text=one_line(block.text))
     if isinstance(block, Commands):
-        lines = [f"# {_plain(purpose)}\n{printable(line)}" for purpose, line in block.lines]
+        lines = [f"# {one_line(purpose)}\n{printable(line)}" for purpose, line in block.lines]
         return wr.CodeBlock(code="\n".join(lines), language=None)
     return wr.MarkdownBlock(text="\n".join(block_lines(block)))
-
-
-def _plain(text: str) -> str:
-    """One line without control characters."""
-    return printable(" ".join(text.split()))
 
 
 # -- panels -----------------------------------------------------------------------------------------------------------

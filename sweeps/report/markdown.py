@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from genrec.cli import printable
-from sweeps.report.document import Block, Cell, Commands, Document, Picture, Table, Text, shown
+from sweeps.report.document import Block, Cell, Commands, Document, Picture, Table, Text, one_line, shown
 
 MAX_ROWS = 25
 "of a table; the page and trials.csv have the rest"
@@ -30,7 +30,7 @@ def escape(text: str) -> str:
 
     A title neither calls a person by `@` nor becomes a link.
     """
-    return _MEANING.sub(r"\\\g<0>", printable(" ".join(text.split())))
+    return _MEANING.sub(r"\\\g<0>", one_line(text))
 
 
 def block_lines(block: Block) -> list[str]:

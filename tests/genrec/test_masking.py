@@ -38,6 +38,7 @@ def test_secrets_are_masked_and_all_else_is_as_it_was(monkeypatch, value: dict[s
         ),
         (["sweeps", "--token=t0", "--debug", "key"], "sweeps --token=*** --debug key"),
         (["sweeps", "--ledger", "postgresql://me:pw@host/db"], "sweeps --ledger 'postgresql://***@host/db'"),
+        (["sweeps", "postgresql://me:pw@host/db?sslmode=require"], "sweeps 'postgresql://***@host/db?sslmode='require"),
         (["sweeps", "--set", "note=two words; KEYKEYKEY"], "sweeps --set note='two words; ***'"),
         ([], ""),
     ],

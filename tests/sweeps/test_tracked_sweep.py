@@ -214,8 +214,7 @@ def test_what_has_arrived_is_not_sent_again_and_what_has_not_is(storage: Path, m
         for run in set(sent[-1]) - refused:
             next(run.glob("*.wandb")).with_suffix(".wandb.synced").touch()
 
-    monkeypatch.setattr(uploads, "has_key", lambda: True)
-    monkeypatch.setattr(uploads, "server_answers", lambda: True)
+    monkeypatch.setattr(uploads, "require_server", lambda: None)
     monkeypatch.setattr(subprocess, "run", send)
     everything = offline_runs(storage)
     ended = sync(storage)
