@@ -40,7 +40,7 @@ START_TRIES = 4
 RAYS_OWN_WORDS = "A worker died or was killed|has been marked dead|Raylet is terminated"
 "messages that Ray prints in any case; the trial says it in one line"
 OWN_NODE_ASKED_EVERY = 2.0  # seconds
-OWN_NODE_TRIES = 5  # in a row, without an answer, until it counts as lost
+OWN_NODE_TRIES = 8  # in a row, without an answer, until it counts as lost
 LEAVE_SECONDS = 40.0  # for a driver without a node to end by itself
 EXIT_CLUSTER = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store

@@ -60,6 +60,10 @@ class SmallCluster:
         """SIGKILL to a node's raylet, as when a machine goes."""
         self._ask(kill=node_id)
 
+    def kill_head(self) -> None:
+        """SIGKILL to the process that keeps the cluster's state."""
+        self._ask(kill="")
+
 
 def serve() -> None:
     """Start and kill nodes as told, one order a line, until there is no more to read."""
@@ -77,9 +81,10 @@ def serve() -> None:
                 nodes[node.node_id] = node
                 print("answer", node.node_id, flush=True)
             elif "kill" in order:
-                [raylet] = [info.process for info in nodes[order["kill"]].all_processes["raylet"]]
-                os.kill(raylet.pid, signal.SIGKILL)
-                raylet.wait()  # its workers do not see that it is gone while it is a zombie
+                node, kind = nodes.get(order["kill"], cluster.head_node), "raylet" if order["kill"] else "gcs_server"
+                [found] = [info.process for info in node.all_processes[kind]]
+                os.kill(found.pid, signal.SIGKILL)
+                found.wait()  # its workers do not see that a raylet is gone while it is a zombie
                 print("answer", "killed", flush=True)
             else:
                 print("answer", cluster.address, flush=True)

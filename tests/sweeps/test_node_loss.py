@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from clusters import by_hand, notes, outcome
+from clusters import SmallCluster, by_hand, notes, outcome
 
 from sweeps.cluster_use import SIZES
 from sweeps.ledger import Ledger
@@ -88,3 +88,33 @@ def test_with_a_node_that_comes_and_is_killed_the_trials_are_those_of_an_undistu
     cpus = [size[1] for size in ledger.fact(SIZES)]
     assert cpus[:2] == [1, 3], "what came is noted"
     assert cpus[-1] == 0, "and the end"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("lost", ["its own node", "the head"])
+def test_a_driver_that_loses_what_ray_needs_ends_with_a_message_and_can_be_resumed(tmp_path: Path, lost: str) -> None:
+    """Not with exit code 0, and not by waiting for ever, as Ray alone would have it."""
+    runs = tmp_path / "runs"
+    words = [sys.executable, "-m", "sweeps.cli", "run", str(TINY), "--trials", "30", "--storage", str(runs)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with (
+        SmallCluster(num_cpus=2) as cluster,
+        subprocess.Popen(
+            [*words, "--address", cluster.address], cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE
+        ) as driver,
+    ):
+        assert driver.stderr is not None
+        said = []
+        for line in driver.stderr:
+            said.append(line)
+            if "epoch 1" in line and sum("epoch 1" in earlier for earlier in said) == 1:
+                cluster.kill(cluster.head) if lost == "its own node" else cluster.kill_head()
+        assert driver.wait(timeout=300) == 4, "".join(said)
+    assert any(f"the driver has lost {lost}" in line for line in said), "".join(said)
+    assert said[-1].endswith("resumed\n") or said[-1].endswith("continue with: sweeps resume tiny\n")
+    with Ledger.open(runs / "tiny") as ledger:
+        open_trials = [trial.id for trial in ledger.trials() if trial.status == "running"]
+        task = ledger.next()
+        assert task is not None
+        assert task.id == open_trials[0], "what had not ended is handed out again"
