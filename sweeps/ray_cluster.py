@@ -235,37 +235,47 @@ def room_for(resources: Resources, trials: int, wait_seconds: float) -> Iterator
 @contextlib.contextmanager
 def own_node_watched(on_loss: Callable[[ClusterLost], None]) -> Iterator[None]:
     """Look, for the block, whether the node that this driver is connected to and the cluster's head still answer; if
-    not, call `on_loss` once, from another thread.
+    not, call `on_loss` once, from another thread. What the block raises without them is raised as `ClusterLost`.
 
     Ray leaves a driver that has lost them hanging, whatever it waits for. So if the block does not end some time after
     that, the process is ended: with a message and the exit code of a lost cluster.
     """
-    own = ray.get_runtime_context().get_node_id()
-    node = next(node for node in nodes() if node.id == own)
-    head = ray.get_runtime_context().gcs_address
-    over = threading.Event()
+    lifelines, over = _lifelines(), threading.Event()
+
+    def lost() -> ClusterLost | None:
+        gone = next((name for name, (address, port) in lifelines.items() if not _answers(address, port)), None)
+        return ClusterLost(f"the driver has lost {gone}, which Ray needs") if gone else None
 
     def watch() -> None:
         missed = 0
         while not over.wait(OWN_NODE_ASKED_EVERY):
-            lost = next((name for name, ends in ends_of.items() if not _answers(*ends)), None)
-            missed = missed + 1 if lost else 0
-            if missed == OWN_NODE_TRIES:
-                message = f"the driver has lost {lost}, which Ray needs"
-                on_loss(ClusterLost(message))
-                if over.wait(LEAVE_SECONDS):
-                    return
-                print(f"error: {message}; nothing recorded is lost, the sweep can be resumed", file=sys.stderr)
-                sys.stderr.flush()
-                os._exit(EXIT_CLUSTER)
+            error = lost()
+            missed = missed + 1 if error else 0
+            if error and missed == OWN_NODE_TRIES:
+                on_loss(error)
+                if not over.wait(LEAVE_SECONDS):
+                    print(f"error: {error}; nothing recorded is lost, the sweep can be resumed", file=sys.stderr)
+                    sys.stderr.flush()
+                    os._exit(EXIT_CLUSTER)
+                return
 
-    host, _, port = head.rpartition(":")
-    ends_of = {f"its own node {node}": (node.address, node.port), f"the head at {head}": (host.strip("[]"), int(port))}
     threading.Thread(target=watch, name="own node", daemon=True).start()
     try:
         yield
+    except Exception as error:
+        if found := lost():
+            raise found from error
+        raise
     finally:
         over.set()
+
+
+def _lifelines() -> dict[str, tuple[str, int]]:
+    """Without which a driver can do nothing: name -> address and port."""
+    own = next(node for node in nodes() if node.id == ray.get_runtime_context().get_node_id())
+    head = ray.get_runtime_context().gcs_address
+    host, _, port = head.rpartition(":")
+    return {f"its own node {own}": (own.address, own.port), f"the head at {head}": (host.strip("[]"), int(port))}
 
 
 def _answers(address: str, port: int) -> bool:
@@ -324,6 +334,7 @@ class ClusterView:
     def __init__(self, resources: Resources, max_concurrent: int | None = None):
         self._resources, self._most = resources, max_concurrent
         self._nodes: dict[str, Node] = {}
+        self._lost: set[str] = set()
         self._until = -math.inf
 
     def nodes(self) -> list[Node]:
@@ -331,7 +342,7 @@ class ClusterView:
         if time.monotonic() >= self._until:
             self._nodes |= {node.id: node for node in nodes()}
             self._until = time.monotonic() + NODES_ASKED_EVERY
-        return [node for node in self._nodes.values() if node.alive]
+        return [node for node in self._nodes.values() if node.alive and node.id not in self._lost]
 
     def size(self) -> dict[str, float]:
         """CPUs and GPUs of the nodes that are there, and how many nodes these are."""
@@ -354,9 +365,12 @@ class ClusterView:
         return str(self._nodes[node_id]) if node_id in self._nodes else f"node {node_id[:8]}"
 
     def is_lost(self, node_id: str) -> bool:
-        """Whether the node has gone. Ray takes a while to notice; its raylet is asked."""
-        found = next((node for node in nodes() if node.id == node_id), None)
-        return found is None or not found.alive or not _answers(found.address, found.port)
+        """Whether the node has gone, and with that for good. Ray takes a while to notice; its raylet is asked."""
+        if node_id not in self._lost:
+            found = next((node for node in nodes() if node.id == node_id), None)
+            if found is None or not found.alive or not _answers(found.address, found.port):
+                self._lost.add(node_id)
+        return node_id in self._lost
 
     def too_small(self) -> str:
         """What a trial needs and the cluster has."""

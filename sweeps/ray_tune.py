@@ -276,7 +276,7 @@ class _Run:
         self._max_failures = max_failures
         self._cluster = cluster
         self._size: dict[str, float] = {}
-        self._no_room_since: float | None = None
+        self._blocked_since: float | None = None
         self._health = NodeHealth()
         self._stop_file = stop_file
         self._stopping = False
@@ -336,22 +336,33 @@ class _Run:
         if size != self._size:
             self._size = size
             self._on_event("cluster", "", size)
-        if self._slots():
-            self._no_room_since = None
-            return
         if self._health.avoided and not self._cluster.usable(self._health.avoided):
             names = [f"{self._cluster.name(node)}: {why}" for node, why in self._health.avoided.items()]
-            raise ClusterLost("all nodes of the cluster are avoided:\n" + "\n".join(names))
-        self._no_room_since = self._no_room_since or time.monotonic()
-        waited = time.monotonic() - self._no_room_since
-        if waited > NO_ROOM_SECONDS and not any(task.has_process for task in self._open.values()):
-            raise ClusterLost(f"{self._cluster.too_small()}; no node came in {waited:.0f} s")
+            raise ClusterLost("no node is left that could run a trial; avoided are:\n" + "\n".join(names))
+        blocked = self._blocked()
+        if blocked is None:
+            self._blocked_since = None
+            return
+        self._blocked_since = self._blocked_since or time.monotonic()
+        waited = time.monotonic() - self._blocked_since
+        if waited > NO_ROOM_SECONDS:
+            raise ClusterLost(f"{blocked}; no node came in {waited:.0f} s")
+
+    def _blocked(self) -> str | None:
+        """Why something cannot go on before a node comes."""
+        if not self._slots() and not any(task.has_process for task in self._open.values()):
+            return self._cluster.too_small()
+        for task in self._open.values():
+            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+                return f"{task.task.id} has failed on all nodes that are left"
+        return None
 
     def shunned_by(self, task_id: str) -> list[str]:
         """Ids of the nodes on which the task is not to be started, unless there are no others."""
-        own = self._open[task_id].failed_on
-        avoided = {*self._health.avoided, *own}
-        return sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
+        task = self._open[task_id]
+        avoided = {*self._health.avoided, *task.failed_on}
+        task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
+        return task.shunned
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -545,6 +556,7 @@ class _Open:
         self.restarts: list[str] = []  # why it was started again, every time
         self.node_id: str | None = None
         self.failed_on: set[str] = set()  # ids of nodes that could not run it
+        self.shunned: list[str] = []  # ids of nodes that its next process is kept from
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None

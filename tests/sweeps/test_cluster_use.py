@@ -11,8 +11,10 @@ import pytest
 from sweeps.cluster_use import SIZES, busy_line, busy_share, note_begin, note_end, note_size, there_were
 from sweeps.leaderboard import status_lines
 from sweeps.ledger import Ledger
-from sweeps.report.course import cluster
+from sweeps.report.course import cluster, course_sections
+from sweeps.report.document import Table
 from sweeps.spec import load_spec
+from sweeps.status import sweep_status
 
 SPEC = """
 space: {train.learning_rate: {type: grid, values: [1e-3, 2e-3]}}
@@ -67,3 +69,21 @@ def test_the_time_after_a_killed_driver_is_not_counted_as_idle(ledger: Ledger) -
     note_end(ledger, at=begin + 10_010)
     assert ledger.fact(SIZES)[1][0] == pytest.approx(ended.timestamp(), abs=0.01)
     assert busy_share(ledger)["CPU"] == pytest.approx(3 * 50 / (4 * 110), abs=0.01)
+
+
+def test_restarts_and_avoided_nodes_are_in_status_and_report(ledger: Ledger) -> None:
+    note_size(ledger, {"CPU": 4.0, "GPU": 0.0, "nodes": 1})
+    ledger.set_fact("avoided", {"b (10.0.0.2, node 12345678)": "has torch 2.10.0, the driver 2.9.1"})
+    task = ledger.next()
+    assert task is not None
+    ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.1})
+    ledger.finish(task.id, "completed", {"duration": 1.0, "restarts": ["lost with node a; started again"]})
+    status = sweep_status(ledger)
+    assert status["restarts"] == {"trial-0000": ["lost with node a; started again"]}
+    lines = status_lines(ledger, "runs")
+    assert "node b (10.0.0.2, node 12345678) is avoided: has torch 2.10.0, the driver 2.9.1" in lines
+    assert "trials that were started again: trial-0000" in lines
+    tables = [block for section in course_sections(ledger) for block in section.blocks if isinstance(block, Table)]
+    rows = {table.caption: table.rows for table in tables}
+    assert rows["Started again"] == [["trial-0000", "lost with node a; started again"]]
+    assert rows["Avoided nodes"] == [["b (10.0.0.2, node 12345678)", "has torch 2.10.0, the driver 2.9.1"]]

@@ -177,7 +177,7 @@ def test_when_all_nodes_are_avoided_the_run_ends_and_names_them(two_nodes: Books
     two_nodes.unfit(two_nodes.start("b"), "No space left on device", certain=True)
     assert two_nodes.run.next_task() is None
     assert two_nodes.run.is_over()
-    with pytest.raises(ClusterLost, match=r"(?s)all nodes .* avoided:\na: No space left on device\nb: No space left"):
+    with pytest.raises(ClusterLost, match=r"(?s)no node .* avoided are:\na: No space left on device\nb: No space left"):
         two_nodes.run.settle()
     assert two_nodes.queue.ends == {}, "the trial is not told to have failed: it goes on when the sweep is resumed"
 
@@ -223,6 +223,20 @@ def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch:
     assert books.run.next_task() is None
     with pytest.raises(ClusterLost, match=r"a trial needs 1 x \(1 CPU\), the cluster has 0 node\(s\)"):
         books.run.settle()
+
+
+def test_a_task_that_is_kept_from_all_nodes_that_are_left_does_not_wait_for_ever(
+    two_nodes: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "NO_ROOM_SECONDS", -1.0)
+    task_id = two_nodes.start("a")
+    two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
+    assert two_nodes.run.next_task() is not None
+    assert two_nodes.run.shunned_by(task_id) == ["a"]
+    two_nodes.cluster.there = ["a"]
+    assert two_nodes.run.next_task() is None
+    with pytest.raises(ClusterLost, match="trial-1 has failed on all nodes that are left"):
+        two_nodes.run.settle()
 
 
 def test_nothing_ends_as_done_while_tasks_are_open(two_nodes: Books) -> None:

@@ -130,5 +130,5 @@ def test_a_late_node_with_other_code_is_refused_avoided_and_named_and_costs_no_t
 
 
 def test_a_cluster_of_which_every_node_is_avoided_ends_the_run(found: dict[str, Any]) -> None:
-    assert found["all_bad"].startswith("ClusterLost: all nodes of the cluster are avoided:")
+    assert found["all_bad"].startswith("ClusterLost: no node is left that could run a trial; avoided are:")
     assert found["all_bad"].count("has no data") == 3
