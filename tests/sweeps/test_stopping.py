@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from types import SimpleNamespace
 
 import pytest
 
-from sweeps.stopping import GO, Asha, Curve, Median, Mode, Promotion, Rule
+from sweeps.spec import SchedulerSpec
+from sweeps.stopping import GO, Asha, Curve, Median, Mode, Promotion, Rule, rule_of
 
 
 def curves(count: int, epochs: int, seed: int = 0) -> dict[str, list[tuple[int, float]]]:
@@ -93,7 +95,7 @@ def test_a_failed_trial_is_nobodys_measure():
 
 
 def test_no_rung_lies_at_or_after_the_last_epoch():
-    assert [rung.epoch for rung in Asha(grace=2, factor=3, longest=18, mode="max").rungs] == [2, 6]
+    assert [rung.at for rung in Asha(grace=2, factor=3, longest=18, mode="max").rungs] == [2, 6]
     assert Asha(grace=5, factor=3, longest=5, mode="max").rungs == []
 
 
@@ -104,13 +106,22 @@ def test_validations_that_skip_a_rung_are_judged_by_the_next_one():
     assert [list(rung.scores) for rung in rule.rungs] == [["a"], ["a"]]
 
 
+def test_rungs_in_steps_are_reached_in_the_epochs_of_different_batch_sizes():
+    rule = rule_of(SchedulerSpec(type="asha", grace_steps=100, reduction_factor=2), "max", longest=3)
+    small_batches = [{"epoch": epoch, "step": 100 * epoch} for epoch in (1, 2)]
+    large_batches = [{"epoch": epoch, "step": 50 * epoch} for epoch in (1, 2)]
+    assert [rule.judge("small", rule.point(row), 0.3).action for row in small_batches] == ["go", "go"]
+    assert [rule.judge("large", rule.point(row), 0.1).action for row in large_batches] == ["go", "stop"]
+
+
 # -- median -----------------------------------------------------------------------------------------------------------
 
 
 def stops_slowly(curve: Curve, others: list[list[tuple[int, float]]], grace: int, least: int) -> int | None:
     """The definition word for word: the epoch at which a trial is stopped, or None."""
     for epoch, _ in curve:
-        averages = [statistics.fmean(v for e, v in other if e <= epoch) for other in others if other[-1][0] >= epoch]
+        before = [[value for at, value in other if at <= epoch] for other in others if other[-1][0] >= epoch]
+        averages = [statistics.fmean(values) if values else -math.inf for values in before]
         best = max(value for at, value in curve if at <= epoch)
         if epoch >= grace and len(averages) >= least and best < statistics.median(averages):
             return epoch
@@ -127,6 +138,22 @@ def test_median_stops_by_the_definition():
         seen.append(curve[: len(actions)])
     assert found == expected
     assert 5 < sum(epoch is not None for epoch in found) < 35
+
+
+def test_in_steps_median_compares_trials_that_were_validated_at_different_steps():
+    def stretched(curve: Curve, steps: int) -> list[tuple[int, float]]:
+        return [(epoch * steps, value) for epoch, value in curve]
+
+    rule, seen = Median(grace=25, min_trials=3, mode="max", unit="step"), []
+    expected, found = [], []
+    for number, curve in enumerate(curves(40, 8).values()):
+        curve = stretched(curve, (10, 25, 40)[number % 3])
+        expected.append(stops_slowly(curve, seen, 25, 3))
+        actions = play(rule, str(number), curve)
+        found.append(curve[len(actions) - 1][0] if actions[-1] == "stop" else None)
+        seen.append(curve[: len(actions)])
+    assert found == expected
+    assert 5 < sum(step is not None for step in found) < 35
 
 
 def test_median_says_what_was_worse_than_what():
