@@ -6,10 +6,11 @@ was: `run` and `resume` differ only in how the ledger is opened.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
@@ -17,13 +18,15 @@ from genrec.config import RunConfig
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
+from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.folders import artifact_store
+from sweeps.leaderboard import counted
 from sweeps.ledger import FinalistQueue, Ledger
-from sweeps.preflight import check_nodes
-from sweeps.ray_cluster import Resources, cluster_size, is_own_ray, start_ray
-from sweeps.ray_tune import OnEvent, run_queue
+from sweeps.preflight import check_nodes, late_check
+from sweeps.ray_cluster import ClusterLost, Resources, is_own_ray, start_ray
+from sweeps.ray_tune import NodeCheck, OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages
@@ -43,15 +46,38 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     store = artifact_store(ledger.folder.parent)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
+        check: NodeCheck = tuple
         if not is_own_ray():
             check_nodes(store.root.parent, ledger.spec.base_config())
-        ledger.set_fact("cluster", cluster_size())
-        if ledger.fact("phase") in (None, "searching"):
-            _search(ledger, store, on_event)
-        _reevaluate(ledger, store, on_event, say)
+            check = late_check(store.root.parent, ledger.spec.base_config())
+        with _cluster_noted(ledger, on_event) as tell:
+            if ledger.fact("phase") in (None, "searching"):
+                _search(ledger, store, tell, check)
+            _reevaluate(ledger, store, tell, say, check)
+    say(busy_line(ledger))
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
     conclude(ledger, store, say)
     _report(ledger, say)
+
+
+@contextlib.contextmanager
+def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
+    """Keep in the ledger what is told of the cluster in the block: its size over time, and the nodes it avoids."""
+
+    def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
+        if event == "cluster":
+            note_size(ledger, data)
+        elif event == "avoided":
+            ledger.set_fact("avoided", {**(ledger.fact("avoided") or {}), task_id: data["reason"]})
+        on_event(event, task_id, data)
+
+    note_begin(ledger)
+    if ledger.fact("avoided"):
+        ledger.set_fact("avoided", {})  # a node may be well again
+    try:
+        yield tell
+    finally:
+        note_end(ledger)
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -62,7 +88,7 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
         say(f"warning: no report ({type(error).__name__}: {error}); again with: sweeps report {ledger.spec.name}")
 
 
-def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
+def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, check_node: NodeCheck) -> None:
     spec = ledger.spec
     ledger.mark("searching")
 
@@ -82,7 +108,7 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
         epochs_of=lambda payload: payload["config"]["train"]["epochs"],
         budget=budget,
         # A paused trial goes on from its last checkpoint: that has to be the epoch at which it paused.
-        **_common(ledger, store, tell, checkpoint_interval=0.0 if scheduler.type == "promote" else None),
+        **_common(ledger, store, tell, check_node, 0.0 if scheduler.type == "promote" else None),
     )
     _end_search(ledger, budget.reason)
     records = ledger.trials()
@@ -124,9 +150,14 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     for record in ledger.trials():
         if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
             ledger.finish(record.id, "stopped", {"reason": f"{BUDGET}: {limit}"})
+    left = [r.id for r in ledger.trials() if r.status in ("running", "waiting") and r.duplicate_of is None]
+    if left:
+        raise ClusterLost(f"{counted(len(left), 'trial')} of the search did not end: {', '.join(left[:5])}")
 
 
-def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:
+def _reevaluate(
+    ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None], check_node: NodeCheck
+) -> None:
     spec, finalists = ledger.spec, finalists_of(ledger)
     chosen = ledger.select(finalists.top_k)
     best = [(record.number, ledger.config_of(record.number)) for record in chosen]
@@ -135,7 +166,7 @@ def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Ca
     how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
     say(f"re-evaluating {len(chosen)} trials and the base config, {how}")
     queue = FinalistQueue(ledger, plans)
-    run_queue(queue, **_common(ledger, store, on_event))
+    run_queue(queue, **_common(ledger, store, on_event, check_node))
     if not summarise(current_runs(ledger)):
         ledger.mark("failed")
         reasons = sorted({str(run.result.get("reason")) for run in current_runs(ledger)})
@@ -143,7 +174,11 @@ def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Ca
 
 
 def _common(
-    ledger: Ledger, store: ArtifactStore, on_event: OnEvent, checkpoint_interval: float | None = None
+    ledger: Ledger,
+    store: ArtifactStore,
+    on_event: OnEvent,
+    check_node: NodeCheck,
+    checkpoint_interval: float | None = None,
 ) -> dict[str, Any]:
     spec = ledger.spec
     return {
@@ -161,6 +196,7 @@ def _common(
         "metric": spec.metric,
         "max_failures": spec.max_failures,
         "missing": SharedStages(store),
+        "check_node": check_node,
         "on_event": on_event,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 from genrec.artifacts import ARTIFACTS
 from genrec.cli import printable
 from genrec.settings.evaluation import METRICS
+from sweeps.cluster_use import busy_line
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.revisions import described
@@ -29,6 +30,11 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     made, found = status["trained_stages"], status["reused_stages"]
     lines = [f"{status['name']}: {status['state']}; trials: {trials or 'none yet'}"]
     lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
+    if status["busy_share"]:
+        lines.append(busy_line(ledger))
+    lines += [f"node {node} is avoided: {reason}" for node, reason in status["avoided_nodes"].items()]
+    if status["restarts"]:
+        lines.append(f"trials that were started again: {', '.join(status['restarts'])}")
     if status["stop_reason"]:
         lines.append(f"search ended by: {status['stop_reason']}")
     if status["taken_over"]:

@@ -29,6 +29,8 @@ LEFT = ("trial", "status", "tokenizer")
 "columns that are aligned to the left"
 DROPPED = ("tokenizer", "best", "time", "epoch")
 "what a narrow terminal goes without, first to last"
+OF_THE_CLUSTER = ("cluster", "avoided")
+"events that are about no trial"
 GAP = 2
 Event = tuple[str, str, dict[str, Any]]
 "what happened, to which trial, and the details"
@@ -100,9 +102,16 @@ class LiveView:
     def catch_up(self, events: Iterable[Event]) -> None:
         """Take in what happened before anyone looked, without a line for each."""
         for event in events:
-            self._take(*event)
+            if event[0] in OF_THE_CLUSTER:
+                self.on_event(*event)
+            else:
+                self._take(*event)
 
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
+        if event in OF_THE_CLUSTER:
+            if event == "avoided":
+                self.say(f"{time.strftime('%H:%M:%S')} node {task_id} is avoided from now on: {data['reason']}")
+            return
         row = self._take(event, task_id, data)
         if self._live is None:
             self._plain(event, task_id, row, data)
@@ -111,6 +120,8 @@ class LiveView:
         row = self.rows.setdefault(task_id, Row(time.monotonic()))
         if event in ("waiting", "paused"):
             row.status = event
+        elif event == "restarted":
+            row.status = "waiting"
         elif event == "started":
             row.status, row.since = "running", time.monotonic() - data.get("ago", 0.0)
         elif event == "report" and "epoch" in data:
@@ -128,7 +139,7 @@ class LiveView:
             self.say(f"{clock} {task_id} waits for a stage that another trial is making")
         elif event == "started":
             self.say(f"{clock} {task_id} started")
-        elif event == "paused":
+        elif event in ("paused", "restarted"):
             self.say(f"{clock} {task_id} {data['reason']}")
         elif event == "report" and "epoch" in data:
             shown = "" if row.value is None else f" {self.ledger.spec.metric} {row.value:.4f}"

@@ -7,13 +7,14 @@ keep its locks, loses work. Each is asked, and named if it cannot.
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.metadata
 import os
 import platform
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from genrec.durable import file_hash
 from genrec.errors import InputError
 from genrec.pipeline import stage_keys
 from sweeps.driver_lock import is_locked
+from sweeps.ray_cluster import nodes
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
@@ -42,7 +44,7 @@ class ClusterNotReady(ConnectionError):
 def check_nodes(storage: Path, config: RunConfig) -> None:
     """Ask every living node. Ray must be initialised. Raises `ClusterNotReady`.
 
-    Nodes that join later are not asked.
+    Nodes that join later are asked by `faults_of_late_node`.
     """
     _refuse_temporary(storage)
     storage.mkdir(parents=True, exist_ok=True)
@@ -50,14 +52,32 @@ def check_nodes(storage: Path, config: RunConfig) -> None:
         here = facts_of_this_node(str(probe), config.to_dict())
         asked = {}
         task = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
-        for node in (node for node in ray.nodes() if node["Alive"]):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
-            asked[name] = task.options(scheduling_strategy=there).remote(str(probe), config.to_dict())
+        for node in (node for node in nodes() if node.alive):
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked[str(node)] = task.options(scheduling_strategy=there).remote(str(probe), config.to_dict())
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
         found = [f"node {name}: {fault}" for name, answer in asked.items() for fault in _faults(here, answer)]
     if found:
         raise ClusterNotReady("\n".join(found))
+
+
+def late_check(storage: Path, config: RunConfig) -> Callable[[], list[str]]:
+    """What a trial's process calls before its first task, wherever it is: the faults of its node, by what the driver
+    finds here and now."""
+    with _probe_folder(storage) as probe:
+        here = facts_of_this_node(str(probe), config.to_dict())
+    return functools.partial(faults_of_late_node, here, str(storage), config.to_dict())
+
+
+def faults_of_late_node(here: Mapping[str, Any], storage: str, config: dict[str, Any]) -> list[str]:
+    """Of this node. Whether its storage keeps the locks of others is not seen: nobody else holds this one."""
+    if not Path(storage).is_dir():
+        return [f"does not see {storage}; fix: mount it on all nodes"]
+    try:
+        with _probe_folder(Path(storage)) as probe:
+            return list(faults_of(here, facts_of_this_node(str(probe), config)))
+    except OSError as error:
+        return [f"cannot write {storage}: {error}"]
 
 
 def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,12 @@ import math
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import ray
@@ -35,17 +37,30 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0
 NODES_ASKED_EVERY = 2.0  # seconds
 START_TRIES = 4
+RAYS_OWN_WORDS = "A worker died or was killed|has been marked dead|Raylet is terminated"
+"messages that Ray prints in any case; the trial says it in one line"
+OWN_NODE_ASKED_EVERY = 2.0  # seconds
+OWN_NODE_TRIES = 8  # in a row, without an answer, until it counts as lost
+LEAVE_SECONDS = 40.0  # for a driver without a node to end by itself
+EXIT_CLUSTER = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
+MARK = 0.001  # of the resource by which Ray marks nodes with a type of accelerator; each node has 1
+
+
+class ClusterLost(ConnectionError):
+    """The cluster cannot run a single trial any more, or the driver has lost its own node. The sweep is resumable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets: `workers` processes with so many CPUs and GPUs each."""
+    """What one trial gets: `workers` processes with so many CPUs, GPUs (of a type) and GiB of memory each."""
 
     workers: int = 1
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
+    memory_per_worker: float = 0
+    accelerator_type: str | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -54,11 +69,31 @@ class Resources:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
         if self.gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker must be 0 or more, got {self.gpus_per_worker}")
+        if self.memory_per_worker < 0:
+            raise ValueError(f"memory_per_worker must be 0 or more, got {self.memory_per_worker}")
 
     @classmethod
     def of(cls, spec: ResourcesSpec) -> Resources:
         """What a sweep's file asks for."""
-        return cls(workers=spec.workers, cpus_per_worker=spec.cpus_per_worker, gpus_per_worker=spec.gpus_per_worker)
+        return cls(
+            workers=spec.workers,
+            cpus_per_worker=spec.cpus_per_worker,
+            gpus_per_worker=spec.gpus_per_worker,
+            memory_per_worker=spec.memory_per_worker,
+            accelerator_type=spec.accelerator_type,
+        )
+
+    @property
+    def further(self) -> dict[str, float]:
+        """Of one worker, in Ray's terms, what is neither CPU nor GPU."""
+        memory = {"memory": self.memory_per_worker * 2**30} if self.memory_per_worker else {}
+        return memory | ({_marked(self.accelerator_type): MARK} if self.accelerator_type else {})
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker asks Ray for."""
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker} | gpus | self.further
 
     @property
     def threads(self) -> int:
@@ -67,7 +102,13 @@ class Resources:
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
-        return f"{self.workers} x ({self.cpus_per_worker:g} CPU{gpus})"
+        kind = f" of type {self.accelerator_type}" if self.accelerator_type else ""
+        memory = f", {self.memory_per_worker:g} GiB" if self.memory_per_worker else ""
+        return f"{self.workers} x ({self.cpus_per_worker:g} CPU{gpus}{kind}{memory})"
+
+
+def _marked(accelerator_type: str) -> str:
+    return f"accelerator_type:{accelerator_type}"
 
 
 @contextlib.contextmanager
@@ -86,7 +127,7 @@ def start_ray(
         yield
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    stdout_deduplicator.skip_re = re.compile("A worker died or was killed")  # printed in any case; the trial says it
+    stdout_deduplicator.skip_re = re.compile(RAYS_OWN_WORDS)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         _start_local(num_cpus, num_gpus, dashboard)
@@ -178,24 +219,167 @@ def room_for(resources: Resources, trials: int, wait_seconds: float) -> Iterator
     After `wait_seconds` the block starts with what has come. Where nothing scales by itself this waits for nodes that
     are still starting. Ray must be initialised. Raises ConnectionError when there is no room for a single trial.
     """
-    each = {"CPU": resources.cpus_per_worker} | (
-        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
-    )
-    request_resources(bundles=[each] * (resources.workers * trials))
+    request_resources(bundles=[resources.bundle] * (resources.workers * trials))
     try:
         deadline = time.monotonic() + wait_seconds
-        while (room := _room(resources)) < trials and time.monotonic() < deadline:
+        view = ClusterView(resources, trials)
+        while (room := view.slots()) < trials and time.monotonic() < deadline:
             time.sleep(NODES_ASKED_EVERY)
         if not room:
-            raise ConnectionError(f"{_too_small(resources)}; no node came in {wait_seconds:g} s")
+            raise ConnectionError(f"{view.too_small()}; no node came in {wait_seconds:g} s")
         yield
     finally:
         request_resources(bundles=[])
 
 
-def cluster_size() -> dict[str, float]:
-    """CPUs and GPUs of all nodes that are there now."""
-    return {name: float(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
+@contextlib.contextmanager
+def own_node_watched(on_loss: Callable[[ClusterLost], None]) -> Iterator[None]:
+    """Look, for the block, whether the node that this driver is connected to and the cluster's head still answer; if
+    not, call `on_loss` once, from another thread. What the block raises without them is raised as `ClusterLost`.
+
+    Ray leaves a driver that has lost them hanging, whatever it waits for. So if the block does not end some time after
+    that, the process is ended: with a message and the exit code of a lost cluster.
+    """
+    lifelines, over = _lifelines(), threading.Event()
+
+    def lost() -> ClusterLost | None:
+        gone = next((name for name, (address, port) in lifelines.items() if not _answers(address, port)), None)
+        return ClusterLost(f"the driver has lost {gone}, which Ray needs") if gone else None
+
+    def watch() -> None:
+        missed = 0
+        while not over.wait(OWN_NODE_ASKED_EVERY):
+            error = lost()
+            missed = missed + 1 if error else 0
+            if error and missed == OWN_NODE_TRIES:
+                on_loss(error)
+                if not over.wait(LEAVE_SECONDS):
+                    print(f"error: {error}; nothing recorded is lost, the sweep can be resumed", file=sys.stderr)
+                    sys.stderr.flush()
+                    os._exit(EXIT_CLUSTER)
+                return
+
+    threading.Thread(target=watch, name="own node", daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        if found := lost():
+            raise found from error
+        raise
+    finally:
+        over.set()
+
+
+def _lifelines() -> dict[str, tuple[str, int]]:
+    """Without which a driver can do nothing: name -> address and port."""
+    own = next(node for node in nodes() if node.id == ray.get_runtime_context().get_node_id())
+    head = ray.get_runtime_context().gcs_address
+    host, _, port = head.rpartition(":")
+    return {f"its own node {own}": (own.address, own.port), f"the head at {head}": (host.strip("[]"), int(port))}
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+class Node(NamedTuple):
+    """A node that Ray knows."""
+
+    id: str
+    host: str
+    address: str
+    port: int
+    "where its raylet listens"
+    alive: bool
+    resources: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.address}, node {self.id[:8]})"
+
+    @property
+    def accelerators(self) -> list[str]:
+        """Types of its GPUs."""
+        mark = _marked("")
+        return [name.removeprefix(mark) for name in self.resources if name.startswith(mark)]
+
+
+def nodes() -> list[Node]:
+    """Those that are there, and those that have gone."""
+    return [
+        Node(
+            found["NodeID"],
+            found["NodeManagerHostname"],
+            found["NodeManagerAddress"],
+            found["NodeManagerPort"],
+            found["Alive"],
+            found["Resources"],
+        )
+        for found in ray.nodes()
+    ]
+
+
+def node_of_actor(actor_id: str) -> str | None:
+    """Id of the node on which an actor (its id in hex) lives or died; None if it never got so far."""
+    found: dict[str, Any] = ray._private.state.actors(actor_id) or {}
+    return found.get("Address", {}).get("NodeID") or None
+
+
+class ClusterView:
+    """What the cluster can run at once, looked up anew every other second: nodes come and go."""
+
+    def __init__(self, resources: Resources, max_concurrent: int | None = None):
+        self._resources, self._most = resources, max_concurrent
+        self._nodes: dict[str, Node] = {}
+        self._lost: set[str] = set()
+        self._until = -math.inf
+
+    def nodes(self) -> list[Node]:
+        """Those that are there."""
+        if time.monotonic() >= self._until:
+            self._nodes |= {node.id: node for node in nodes()}
+            self._until = time.monotonic() + NODES_ASKED_EVERY
+        return [node for node in self._nodes.values() if node.alive and node.id not in self._lost]
+
+    def size(self) -> dict[str, float]:
+        """CPUs and GPUs of the nodes that are there, and how many nodes these are."""
+        found = self.nodes()
+        amounts = {name: sum(node.resources.get(name, 0.0) for node in found) for name in ("CPU", "GPU")}
+        return amounts | {"nodes": len(found)}
+
+    def slots(self, avoided: Collection[str] = ()) -> int:
+        """How many trials may run side by side on nodes that are not avoided; 0: not a single one."""
+        room = _room(self._resources, [node for node in self.nodes() if node.id not in avoided])
+        return room if self._most is None else min(room, self._most)
+
+    def usable(self, avoided: Collection[str]) -> set[str]:
+        """Ids of the nodes that could run a worker of a trial."""
+        fitting = [node for node in self.nodes() if workers_in(node.resources, self._resources.bundle)]
+        return {node.id for node in fitting} - set(avoided)
+
+    def name(self, node_id: str) -> str:
+        """A node for a person, also one that has gone."""
+        return str(self._nodes[node_id]) if node_id in self._nodes else f"node {node_id[:8]}"
+
+    def is_lost(self, node_id: str) -> bool:
+        """Whether the node has gone, and with that for good. Ray takes a while to notice; its raylet is asked."""
+        if node_id not in self._lost:
+            found = next((node for node in nodes() if node.id == node_id), None)
+            if found is None or not found.alive or not _answers(found.address, found.port):
+                self._lost.add(node_id)
+        return node_id in self._lost
+
+    def too_small(self) -> str:
+        """What a trial needs and the cluster has."""
+        return _too_small(self._resources, self.nodes())
+
+
+def elsewhere(avoided: Collection[str]) -> dict[str, str]:
+    """A label selector of Ray that leaves out these nodes (ids)."""
+    return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(sorted(avoided))})"} if avoided else {}
 
 
 def trials_at_once(resources: Resources) -> int:
@@ -203,32 +387,31 @@ def trials_at_once(resources: Resources) -> int:
 
     Raises InputError, naming have and need, when not even one fits.
     """
-    room = _room(resources)
+    found = [node for node in nodes() if node.alive]
+    room = _room(resources, found)
     if not room:
-        raise InputError(_too_small(resources))
+        raise InputError(_too_small(resources, found))
     return room
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _room(resources: Resources) -> int:
+def _room(resources: Resources, found: Collection[Node]) -> int:
     """Trials that the nodes hold side by side; the workers of one may be on several nodes."""
-    return sum(_fits(node, _need(resources)) for node in _nodes()) // resources.workers
+    return sum(workers_in(node.resources, resources.bundle) for node in found) // resources.workers
 
 
-def _need(resources: Resources) -> dict[str, float]:
-    """Of one worker."""
-    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+def _too_small(resources: Resources, found: Collection[Node]) -> str:
+    have = ", ".join(_has(node, resources) for node in found)
+    return f"a trial needs {resources}, the cluster has {len(found)} node(s): {have}"
 
 
-def _too_small(resources: Resources) -> str:
-    have = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in _nodes())
-    return f"a trial needs {resources}, the cluster has {len(_nodes())} node(s): {have}"
+def _has(node: Node, resources: Resources) -> str:
+    kinds = f" ({', '.join(node.accelerators) or 'of no known type'})" if resources.accelerator_type else ""
+    memory = f", {node.resources.get('memory', 0) / 2**30:.3g} GiB" if resources.memory_per_worker else ""
+    return f"{node.resources.get('CPU', 0):g} CPU and {node.resources.get('GPU', 0):g} GPU{kinds}{memory}"
 
 
-def _fits(have: dict[str, float], need: dict[str, float]) -> int:
+def workers_in(have: Mapping[str, float], need: Mapping[str, float]) -> int:
+    """How many workers that need so much fit into what a node has."""
     return min(math.floor(have.get(name, 0) / amount + 1e-6) for name, amount in need.items() if amount > 0)
 
 

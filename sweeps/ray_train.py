@@ -54,6 +54,8 @@ def run_loop(
     workers: int,
     cpus_per_worker: float,
     gpus_per_worker: float = 0,
+    further: Mapping[str, float] | None = None,
+    nodes: Mapping[str, str] | None = None,
     run_name: str,
     storage: str,
     max_failures: int = 2,
@@ -66,7 +68,8 @@ def run_loop(
 
     With one worker the loop gets `argument` and `report` as they are. With more, every worker imports `loop`, gets a
     copy of `argument`, is seeded with `seed`, prints into `log`, and its `report` is Ray Train's: all ranks call it
-    with metrics already reduced over ranks, rank 0's reach `callbacks`. `storage` is a folder all nodes see. `stopped`
+    with metrics already reduced over ranks, rank 0's reach `callbacks`. `further` are resources of a worker beside CPUs
+    and GPUs, `nodes` Ray's label selector of the nodes that may run one. `storage` is a folder all nodes see. `stopped`
     is asked all the time; once true the group is torn down and SystemExit(0) raised.
 
     Raises what the loop raised (of the lowest rank that failed by itself), WorkerDied when a worker died more than
@@ -91,7 +94,8 @@ def run_loop(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
-            resources_per_worker=_bundle(cpus_per_worker, gpus_per_worker),
+            resources_per_worker=_bundle(cpus_per_worker, gpus_per_worker) | dict(further or {}),
+            label_selector=dict(nodes) if nodes else None,
         ),
         run_config=ray.train.RunConfig(
             name=run_name,

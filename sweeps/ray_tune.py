@@ -9,6 +9,7 @@ tasks untold, and the next `run_queue` over the same queue gets them again. The 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +37,18 @@ from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.environment import environment
-from sweeps.ray_cluster import DRIVER_CPUS, Resources, free_reservations_of_the_dead, trials_at_once
+from sweeps.node_health import NodeHealth, is_of_the_node
+from sweeps.ray_cluster import (
+    DRIVER_CPUS,
+    ClusterLost,
+    ClusterView,
+    Resources,
+    elsewhere,
+    free_reservations_of_the_dead,
+    node_of_actor,
+    own_node_watched,
+    trials_at_once,
+)
 from sweeps.records import Stopped, Task
 from sweeps.scheduled_queue import Budget, Ending, Queue, ScheduledQueue
 from sweeps.stopping import GO, Curve, Rule, Verdict
@@ -47,10 +59,13 @@ Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 OnEvent = Callable[[str, str, dict[str, Any]], None]
 Missing = Callable[[Any], frozenset[str]]
+NodeCheck = Callable[[], Sequence[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
+NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
+MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
 # Read by Tune in this process; those that a trial's process reads are passed on to it by Tune.
@@ -61,6 +76,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report carries the metric
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # state that nobody restores
     "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": str(10**6),  # _Run hands out no more than there is room for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every trial
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a header at any verbosity
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -90,6 +106,7 @@ def run_queue(
     epochs_of: Callable[[dict[str, Any]], int | None] = lambda payload: None,
     budget: Budget | None = None,
     missing: Missing = lambda task: frozenset(),
+    check_node: NodeCheck = lambda: (),
     on_event: OnEvent = lambda event, task_id, data: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -104,7 +121,12 @@ def run_queue(
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
-    own files.
+    own files. What a node is to blame for is not counted so: its loss, or a fault that `check_node` finds in it (called
+    once in every process, before its first task). A node that fails several tasks is avoided from then on. The result's
+    "restarts" says why a task was started again.
+
+    As many tasks run at once as the nodes that are there hold, `max_concurrent` at the most: more when nodes come,
+    fewer when they go.
 
     `rule` may stop a task after an epoch, or pause it: its process then takes another task, and `function` is called
     anew when it is promoted. What is never promoted ends as stopped. `history` holds the recorded curves (task id ->
@@ -116,31 +138,33 @@ def run_queue(
     results is not emptied ahead of them, no more tasks are held back than can run at once.
 
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
-    gets ("waiting" | "started" | "report" | "paused" | "finished", task id, data) after the queue was told.
+    gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the queue was
+    told; ("cluster", "", size) at the start and whenever nodes come or go; ("avoided", a node's name, reason).
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
 
-    Raises ValueError if the cluster is too small for one trial, whatever `queue` or `on_event` raised, Interrupted.
+    Raises ValueError if the cluster is too small for one trial, ClusterLost if it became so, if all its nodes are
+    avoided or if this process has lost its own node, whatever `queue` or `on_event` raised, Interrupted.
     """
     resources = resources or Resources()
-    slots = trials_at_once(resources)
-    if max_concurrent is not None:
-        if max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be 1 or more, got {max_concurrent}")
-        slots = min(slots, max_concurrent)
+    trials_at_once(resources)  # or there is nothing to wait for
+    if max_concurrent is not None and max_concurrent < 1:
+        raise ValueError(f"max_concurrent must be 1 or more, got {max_concurrent}")
     folder = folder.absolute()
     scratch = folder / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    settings = _Settings(name=name, folder=str(folder), resources=resources, max_failures=max_failures)
+    settings = _Settings(
+        name=name, folder=str(folder), resources=resources, max_failures=max_failures, check_node=check_node
+    )
     run = _Run(
         missing,
         on_event,
         should_stop,
         metric=metric,
         max_failures=max_failures,
-        slots=slots,
+        cluster=ClusterView(resources, max_concurrent),
         stop_file=settings.stop_file,
     )
     run.queue = ScheduledQueue(
@@ -151,24 +175,28 @@ def run_queue(
         budget=budget,
         trial_seconds=run.trial_seconds,
     )
-    with _quiet(), _signals(run):
-        _tuner(run, function, settings, slots).fit()
+    with _quiet(), _signals(run), own_node_watched(run.fail):
+        _tuner(run, function, settings).fit()
     if resources.workers > 1:
         free_reservations_of_the_dead(wait_seconds=RELEASE_SECONDS)
     run.settle()
 
 
-def _tuner(run: _Run, function: TrialFunction, settings: _Settings, slots: int) -> tune.Tuner:
+def _tuner(run: _Run, function: TrialFunction, settings: _Settings) -> tune.Tuner:
     process = type("TrialProcess", (_TrialProcess,), {"function": staticmethod(function), "settings": settings})
     in_group = settings.resources.workers > 1
-    each = {"cpu": settings.resources.cpus_per_worker, "gpu": settings.resources.gpus_per_worker}
+    bundle = {"CPU": DRIVER_CPUS} if in_group else settings.resources.bundle
+
+    def place_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        avoided = elsewhere(json.loads(config["task"])["avoid"])
+        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [avoided]} if avoided else {}))
+
     return tune.Tuner(
-        tune.with_resources(process, {"cpu": DRIVER_CPUS} if in_group else each),
+        tune.with_resources(process, place_of),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(run),
             scheduler=_Judge(run),
             num_samples=-1,  # until the searcher has finished
-            max_concurrent_trials=slots,
             reuse_actors=not in_group,  # a group takes tens of seconds anyway, and its driver must end with it
             trial_name_creator=lambda trial: _task_of(trial)["id"],
             trial_dirname_creator=lambda trial: f"{_task_of(trial)['id']}-{trial.trial_id}",
@@ -237,7 +265,7 @@ class _Run:
         *,
         metric: str,
         max_failures: int,
-        slots: int,
+        cluster: ClusterView,
         stop_file: Path,
     ):
         self.signum: int | None = None
@@ -246,9 +274,13 @@ class _Run:
         self._on_event = on_event
         self._should_stop = should_stop
         self._max_failures = max_failures
-        self._slots = slots
+        self._cluster = cluster
+        self._size: dict[str, float] = {}
+        self._blocked_since: float | None = None
+        self._health = NodeHealth()
         self._stop_file = stop_file
         self._stopping = False
+        self._dry = False  # the queue had nothing when it was last asked
         self._error: Exception | None = None
         self._open: dict[str, _Open] = {}
         self._held: list[_Open] = []  # of the open ones those that no process runs, in the order of their turn
@@ -266,6 +298,9 @@ class _Run:
         if self.stopping():
             return None
         with self._kept():
+            self._look_at_cluster()
+            if sum(task.running for task in self._open.values()) >= self._slots():
+                return None
             if self._held and self.queue.spent():
                 self._drop_held()
             ready = next((task for task in self._held if self._can_start(task)), None)
@@ -280,8 +315,9 @@ class _Run:
 
     def _first_new_that_can_start(self) -> _Open | None:
         """Of the queue's next tasks; those before it are held back."""
-        while len(self._held) < self._slots:
+        while len(self._held) < self._slots():
             task = self.queue.next()
+            self._dry = task is None
             if task is None:
                 return None
             new = self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
@@ -290,6 +326,43 @@ class _Run:
             self._held.append(new)
             self._on_event("waiting", task.id, {"for": sorted(new.makes)})
         return None
+
+    def _slots(self) -> int:
+        return self._cluster.slots(self._health.avoided)
+
+    def _look_at_cluster(self) -> None:
+        """Tell when nodes have come or gone; give up when none is left that could run a trial."""
+        size = self._cluster.size()
+        if size != self._size:
+            self._size = size
+            self._on_event("cluster", "", size)
+        if self._health.avoided and not self._cluster.usable(self._health.avoided):
+            names = [f"{self._cluster.name(node)}: {why}" for node, why in self._health.avoided.items()]
+            raise ClusterLost("no node is left that could run a trial; avoided are:\n" + "\n".join(names))
+        blocked = self._blocked()
+        if blocked is None:
+            self._blocked_since = None
+            return
+        self._blocked_since = self._blocked_since or time.monotonic()
+        waited = time.monotonic() - self._blocked_since
+        if waited > NO_ROOM_SECONDS:
+            raise ClusterLost(f"{blocked}; no node came in {waited:.0f} s")
+
+    def _blocked(self) -> str | None:
+        """Why something cannot go on before a node comes."""
+        if not self._slots() and not any(task.has_process for task in self._open.values()):
+            return self._cluster.too_small()
+        for task in self._open.values():
+            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+                return f"{task.task.id} has failed on all nodes that are left"
+        return None
+
+    def shunned_by(self, task_id: str) -> list[str]:
+        """Ids of the nodes on which the task is not to be started, unless there are no others."""
+        task = self._open[task_id]
+        avoided = {*self._health.avoided, *task.failed_on}
+        task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
+        return task.shunned
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -303,8 +376,8 @@ class _Run:
         return not any(task.makes & other.makes for other in self._open.values() if other.running)
 
     def is_over(self) -> bool:
-        """No task is out, so none can come back."""
-        return not self._open or self._stopping
+        """No task is out, so none can come back, and the queue has no other."""
+        return (self._dry and not self._open) or self._stopping
 
     def stopping(self) -> bool:
         """Asked by Tune at every step."""
@@ -319,10 +392,11 @@ class _Run:
         """What all tasks together ran so far."""
         return self._ended_seconds + sum(task.seconds for task in (*self._open.values(), *self._paused.values()))
 
-    def started(self, task_id: str) -> None:
-        self._open[task_id].go()
+    def started(self, task_id: str, node_id: str | None) -> None:
+        task = self._open[task_id]
+        task.go(node_id)
         with self._kept():
-            self._on_event("started", task_id, {"attempt": self._open[task_id].deaths + 1})
+            self._on_event("started", task_id, {"attempt": len(task.restarts) + 1})
 
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
@@ -353,6 +427,10 @@ class _Run:
         task = self._open[task_id]
         task.halt()
         task.node = node
+        if final is not None and final["status"] == "unfit":
+            self._unfit(task, final["reason"], certain=final["certain"])
+            return
+        self._health.served(task.node_id)
         if task.fault:
             self._finish(task, "failed", {"reason": task.fault, "node": node})
         elif final is None and task.verdict.action == "pause":
@@ -364,17 +442,64 @@ class _Run:
         else:
             self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
-    def died(self, task_id: str, reason: str, node: str | None) -> None:
+    def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
         task = self._open[task_id]
         task.halt()
+        task.node = node
+        task.node_id = node_id or task.node_id
+        if task.node_id and self._cluster.is_lost(task.node_id):
+            self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
+            return
+        self._blame(task, reason)
         task.deaths += 1
         if task.deaths <= self._max_failures:
-            task.running = False
-            self._held.insert(0, task)
+            self._again(task, f"the trial's process died: {reason}")
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
+
+    def _unfit(self, task: _Open, reason: str, *, certain: bool) -> None:
+        """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
+        node_id = task.node_id or "unknown"
+        others = self._cluster.usable({*self._health.avoided, *task.failed_on, node_id})
+        if not certain and (task.failed_on or not others):
+            self._health.acquit(task.task.id)
+            self._finish(task, "failed", {"reason": reason, "node": task.node})
+            return
+        self._blame(task, reason, certain=certain)
+        task.failed_on.add(node_id)
+        self._excuse(task, f"node {self._cluster.name(node_id)} could not run it: {reason}")
+
+    def _blame(self, task: _Open, reason: str, *, certain: bool = False) -> None:
+        """Note that the task's node has failed it; say so when it is avoided from now on."""
+        if task.node_id is None:
+            return
+        others = self._cluster.usable({*self._health.avoided, task.node_id})
+        if self._health.failed(task.node_id, task.task.id, reason, others=len(others), certain=certain):
+            with self._kept():
+                why = self._health.avoided[task.node_id]
+                self._on_event("avoided", self._cluster.name(task.node_id), {"reason": why})
+
+    def _excuse(self, task: _Open, why: str) -> None:
+        """Start the task again without counting it as its failure."""
+        task.excused += 1
+        if task.excused <= MAX_EXCUSED:
+            self._again(task, why)
+        else:
+            self._finish(task, "failed", {"reason": f"{why}; given up after {MAX_EXCUSED} restarts", "node": task.node})
+
+    def _again(self, task: _Open, why: str) -> None:
+        task.running = False
+        task.restarts.append(f"{why}; started again")
+        self._held.insert(0, task)
+        with self._kept():
+            self._on_event("restarted", task.task.id, {"reason": task.restarts[-1]})
+
+    def fail(self, error: Exception) -> None:
+        """End the run with this error. From any thread."""
+        self._error = self._error or error
+        self._stopping = True
 
     def settle(self) -> None:
         """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
@@ -401,7 +526,8 @@ class _Run:
             self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
 
     def _finish(self, task: _Open, status: Ending, result: dict[str, Any]) -> None:
-        result = {**task.notes, **result, "duration": task.seconds}
+        restarts = {"restarts": task.restarts} if task.restarts else {}
+        result = {**task.notes, **restarts, **result, "duration": task.seconds}
         with self._kept():
             self.queue.finish(task.task.id, status, result)
             self._open.pop(task.task.id, None)
@@ -415,8 +541,7 @@ class _Run:
         try:
             yield
         except Exception as error:
-            self._error = self._error or error
-            self._stopping = True
+            self.fail(error)
 
 
 class _Open:
@@ -427,6 +552,11 @@ class _Open:
         self.running = False
         self.makes: frozenset[str] = frozenset()
         self.deaths = 0
+        self.excused = 0  # restarts that are not its own fault
+        self.restarts: list[str] = []  # why it was started again, every time
+        self.node_id: str | None = None
+        self.failed_on: set[str] = set()  # ids of nodes that could not run it
+        self.shunned: list[str] = []  # ids of nodes that its next process is kept from
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None
@@ -435,9 +565,14 @@ class _Open:
         self._seconds = 0.0
         self._since: float | None = None
 
-    def go(self) -> None:
-        """Its process has it now."""
+    def go(self, node_id: str | None) -> None:
+        """A process on this node has it now."""
+        self.node_id = node_id
         self._since = time.monotonic()
+
+    @property
+    def has_process(self) -> bool:
+        return self._since is not None
 
     def halt(self) -> None:
         self._seconds, self._since = self.seconds, None
@@ -458,7 +593,8 @@ class _Searcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
         task = self._run.next_task()
         if task is not None:
-            return {"task": json.dumps({"id": task.id, "payload": task.payload})}
+            avoid = self._run.shunned_by(task.id)
+            return {"task": json.dumps({"id": task.id, "payload": task.payload, "avoid": avoid})}
         return Searcher.FINISHED if self._run.is_over() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -485,9 +621,13 @@ class _Reporter(tune.Callback):
     def __init__(self, run: _Run, frees_groups: bool):
         self._run = run
         self._frees_groups = frees_groups
+        self._places: dict[str, str | None] = {}  # actor -> node
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._run.started(_task_of(trial)["id"])
+        actor = trial.temporary_state.ray_actor._actor_id.hex()
+        if actor not in self._places:
+            self._places[actor] = node_of_actor(actor)
+        self._run.started(_task_of(trial)["id"], self._places[actor])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -502,9 +642,14 @@ class _Reporter(tune.Callback):
         self._run.ended(_task_of(trial)["id"], final, last.get("hostname"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if FINAL in (trial.last_result or {}):  # the process was lost between its last word and Tune's taking leave
+            self.on_trial_complete(iteration, trials, trial, **info)
+            return
         self._free_groups()
-        reason = _why(trial.get_pickled_error() or trial.get_error())
-        self._run.died(_task_of(trial)["id"], reason, (trial.last_result or {}).get("hostname"))
+        error = trial.get_pickled_error() or trial.get_error()
+        actor = getattr(error, "actor_id", None)
+        node_id = node_of_actor(actor) if actor else None
+        self._run.died(_task_of(trial)["id"], _why(error), (trial.last_result or {}).get("hostname"), node_id)
 
     def _free_groups(self) -> None:
         if self._frees_groups:
@@ -517,6 +662,8 @@ def _task_of(trial: Trial) -> dict[str, Any]:
 
 def _why(error: BaseException | None) -> str:
     """One line for a person; Ray says how a process ended in the middle of a paragraph."""
+    if error is None:
+        return "Ray gave no reason"
     text = " ".join(str(error).split())
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "the node ran out of memory"
@@ -558,6 +705,7 @@ class _Settings:
     folder: str
     resources: Resources
     max_failures: int
+    check_node: NodeCheck
 
     @property
     def scratch(self) -> str:
@@ -617,6 +765,9 @@ def _run_task(
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
+        if faults := _faults_of_this_node(settings.check_node):
+            _say(log, task["id"], f"refused: {faults}")
+            return {"status": "unfit", "certain": True, "reason": faults}
         try:
             result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
@@ -625,12 +776,21 @@ def _run_task(
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")
-            return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+            of_the_node, reason = is_of_the_node(error), f"{type(error).__name__}: {error}"
+            if of_the_node is False:
+                return {"status": "failed", "reason": reason}
+            return {"status": "unfit", "certain": of_the_node is True, "reason": reason}
         except SystemExit:
             _say(log, task["id"], "stopped")
             raise
         _say(log, task["id"], "completed")
         return {"status": "completed", "result": result}
+
+
+@functools.cache
+def _faults_of_this_node(check_node: NodeCheck) -> str:
+    """Why no task may run in this process; asked once."""
+    return "; ".join(check_node())
 
 
 def _say(log: Any, task_id: str, text: str) -> None:
@@ -665,6 +825,8 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             workers=resources.workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
+            further=resources.further,
+            nodes=elsewhere(task["avoid"]),
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",
             storage=str(Path(settings.scratch) / "groups"),
             max_failures=settings.max_failures,

@@ -57,6 +57,8 @@ class TrialRecord:
     "the metric and what it stands against, by name"
     health: dict[str, Any] = field(default_factory=dict)
     "of its semantic IDs (`genrec.semantic_ids.Health`), once they are there"
+    restarts: list[str] = field(default_factory=list)
+    "why it was started again in the session in which it ended: a lost node, a process that died"
 
 
 class PlannedRun(NamedTuple):

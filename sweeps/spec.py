@@ -119,7 +119,12 @@ class ResourcesSpec(Section):
     workers: PositiveInt = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    "GPUs of this type alone, by Ray's name for it, such as A100 or L4"
+    memory_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    "GiB that a node must have free for each worker; what a worker takes is not limited by it"
     max_concurrent: PositiveInt | None = None
+    "trials at once; by default as many as the cluster holds at the time"
 
 
 class FinalistsSpec(Section):
@@ -301,6 +306,7 @@ class _Checker:
             self._feasible(base, space)
         self._chosen_on_validation(base, space, finalists)
         self._budget(space)
+        self._accelerator()
         self._sampler(space)
         self._scheduler()
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
@@ -481,6 +487,12 @@ class _Checker:
             self._fault(
                 ("budget", "gpu_hours"), None, rule, "budget: {cpu_hours: ...}, or resources.gpus_per_worker: 1"
             )
+
+    def _accelerator(self) -> None:
+        resources = self._mapping("resources")
+        if resources.get("accelerator_type") is not None and not resources.get("gpus_per_worker"):
+            rule = "no trial has a GPU, so none has one of this type"
+            self._fault(("resources", "accelerator_type"), None, rule, "add resources.gpus_per_worker: 1")
 
     def _scheduler(self) -> None:
         scheduler = self._mapping("scheduler")

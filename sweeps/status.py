@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sweeps.cluster_use import busy_share
 from sweeps.finalists import current_runs, rank_finalists, summarise
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
@@ -38,6 +39,9 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "revisions": [revision.to_dict() for revision in ledger.revisions],
         "sessions": ledger.fact("sessions") or [],
         "stop_reason": ledger.fact("stop_reason"),
+        "avoided_nodes": ledger.fact("avoided") or {},
+        "restarts": {record.id: record.restarts for record in ledger.trials() if record.restarts},
+        "busy_share": {name: round(share, 4) for name, share in busy_share(ledger).items()},
         "elapsed_seconds": round(ledger.elapsed, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],

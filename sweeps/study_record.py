@@ -244,6 +244,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         reused=result.get("reused") or [],
         health=result.get("health") or {},
         trained=result.get("trained") or [],
+        restarts=result.get("restarts") or [],
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,
         finished=trial.datetime_complete.astimezone() if trial.datetime_complete else None,
         duplicate_of=attrs.get("duplicate_of"),

@@ -34,8 +34,13 @@ class LedgerNews:
         self._epochs: dict[str, int] = {}
         "epochs told, of trials that are known"
         self._ended: set[str] = set()
+        self._avoided: set[str] = set()
 
     def poll(self) -> Iterator[Event]:
+        for node, reason in (self._ledger.fact("avoided") or {}).items():
+            if node not in self._avoided:
+                self._avoided.add(node)
+                yield "avoided", node, {"reason": reason}
         for record in self._ledger.trials():
             if record.status not in ("running", *ENDED) or record.duplicate_of is not None:
                 continue

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from genrec.pipeline import STAGES
+from sweeps.cluster_use import SIZES, busy_line
 from sweeps.finalists import finalist_name
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
@@ -44,7 +45,7 @@ def course_sections(ledger: Ledger) -> list[Section]:
     spans = spans_of(ledger, records)
     return [
         Section("stages", "Stages made and reused", stages(ledger, records)),
-        Section("time", "Time", [timeline(spans), *workers(spans), *plan(ledger, spans)]),
+        Section("time", "Time", [timeline(spans), *cluster(ledger), *workers(spans), *plan(ledger, spans)]),
         Section("stopped", "Stopped early", stopped(ledger, records)),
         Section("failures", "Failures", failures(ledger, records)),
     ]
@@ -156,6 +157,24 @@ def timeline(spans: Sequence[Span]) -> Picture:
     return Picture(title, as_json(figure, 180 + 28 * len(lanes)), note)
 
 
+def cluster(ledger: Ledger) -> list[Block]:
+    """How large the cluster was, when, and how much of it was busy."""
+    sizes = ledger.fact(SIZES)
+    if not sizes:
+        return []
+    text = busy_line(ledger)
+    note = f"{text[:1].upper()}{text[1:]}, while the sweep was driven. 0 nodes: it was not."
+    rows: list[list[Cell]] = [
+        [datetime.fromtimestamp(at).isoformat(" ", "seconds"), int(nodes), cpus, gpus]
+        for at, cpus, gpus, nodes in sizes[:MAX_ROWS]
+    ]
+    blocks: list[Block] = [Table("Size of the cluster", ["from", "nodes", "CPUs", "GPUs"], rows, note + _cut(sizes))]
+    if avoided := ledger.fact("avoided"):
+        reasons: list[list[Cell]] = [[node, reason] for node, reason in avoided.items()]
+        blocks.append(Table("Avoided nodes", ["node", "reason"], reasons))
+    return blocks
+
+
 def _lane_names(lanes: Sequence[Sequence[Span]]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
@@ -248,6 +267,10 @@ def failures(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
         blocks.append(Table("Failed trials and re-evaluations", ["", "node", "reason"], single, _cut(failed)))
     else:
         blocks.append(Text("Nothing failed."))
+    again = [(r.id, line) for r in records for line in r.restarts]
+    if again:
+        lines: list[list[Cell]] = [[name, line] for name, line in again[:MAX_ROWS]]
+        blocks.append(Table("Started again", ["trial", "why"], lines, _cut(again)))
     infeasible = Counter((r.reason or "").split(" is false for ")[0] for r in records if r.status == "infeasible")
     if infeasible:
         points: list[list[Cell]] = [[reason, count] for reason, count in infeasible.most_common(20)]

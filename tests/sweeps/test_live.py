@@ -53,6 +53,23 @@ def test_a_pause_is_told_with_its_reason(ledger: Ledger) -> None:
     assert stream.getvalue().splitlines()[1].endswith("trial-0000 paused at epoch 3: rank 2 of 2")
 
 
+def test_restarts_and_avoided_nodes_are_told(ledger: Ledger) -> None:
+    """In the plain form, and to someone who comes to look on later."""
+    stream = io.StringIO()
+    view = LiveView(ledger, Console(file=stream))
+    view.on_event("cluster", "", {"CPU": 4.0, "GPU": 0.0, "nodes": 2})
+    view.on_event("restarted", "trial-0000", {"reason": "lost with node a; started again"})
+    view.on_event("avoided", "b", {"reason": "no disk"})
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith("trial-0000 lost with node a; started again")
+    assert lines[1].endswith("node b is avoided from now on: no disk")
+    assert list(view.rows) == ["trial-0000"]
+    ledger.set_fact("avoided", {"b": "no disk"})
+    later = LiveView(ledger, Console(file=stream))
+    later.catch_up(LedgerNews(ledger).poll())
+    assert stream.getvalue().splitlines()[-1].endswith("node b is avoided from now on: no disk")
+
+
 def drawn(ledger: Ledger, width: int, **options: bool) -> str:
     """The table after one trial has ended and while another waits."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, **options)

@@ -121,6 +121,8 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"budget: {{cpu_hours: 0}}\n{GRID}", "1: budget.cpu_hours: got 0"),
         (f"budget: {{target: .nan}}\n{GRID}", "1: budget.target: got nan"),
         (f"resources: {{max_concurrent: 0}}\n{GRID}", "resources.max_concurrent: got 0"),
+        (f"resources: {{memory_per_worker: -1}}\n{GRID}", "resources.memory_per_worker: got -1"),
+        (f"resources: {{accelerator_type: A100}}\n{GRID}", "1: resources.accelerator_type: no trial has a GPU"),
         (
             f"metric: ndgc@10\n{GRID}",
             "1: metric: got 'ndgc@10'; expected one of recall@5, ndcg@5, mrr@5, coverage@5, recall@10",

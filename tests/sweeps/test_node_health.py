@@ -1,0 +1,267 @@
+"""Whose failure it is, and how many trials run at once, on a cluster that is made up: nodes come, go and break."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps import ray_tune
+from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, is_of_the_node
+from sweeps.ray_cluster import ClusterLost, ClusterView, Node, Resources
+from sweeps.records import Task
+from sweeps.scheduled_queue import ScheduledQueue
+from sweeps.stopping import Rule
+
+
+class MadeUpCluster(ClusterView):
+    """Nodes of two CPUs each, by name; `lost` are those whose raylet does not answer any more."""
+
+    def __init__(self, *names: str, max_concurrent: int | None = None):
+        super().__init__(Resources(), max_concurrent)
+        self.there = list(names)
+        self.lost: set[str] = set()
+
+    def nodes(self) -> list[Node]:
+        self._nodes |= {name: Node(name, name, "", 0, True, {"CPU": 2.0}) for name in self.there}
+        return [self._nodes[name] for name in self.there]
+
+    def is_lost(self, node_id: str) -> bool:
+        return node_id in self.lost
+
+    def name(self, node_id: str) -> str:
+        return node_id
+
+
+class Endless:
+    """A queue that always has another task, and keeps the ends it is told of."""
+
+    def __init__(self, last: int = 10**6) -> None:
+        self.given, self.last = 0, last
+        self.ends: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def next(self) -> Task | None:
+        if self.given == self.last:
+            return None
+        self.given += 1
+        return Task(f"trial-{self.given}", {})
+
+    def report(self, task_id: str, metrics: dict[str, Any]) -> None: ...
+
+    def finish(self, task_id: str, status: str, result: dict[str, Any]) -> None:
+        self.ends[task_id] = status, result
+
+
+class Books:
+    """The driver's books over a made-up cluster and queue."""
+
+    def __init__(self, folder: Path, cluster: MadeUpCluster, last: int = 10**6, max_failures: int = 2):
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.queue, self.cluster = Endless(last), cluster
+        self.run = ray_tune._Run(
+            lambda task: frozenset(),
+            lambda *event: self.events.append(event),
+            lambda: False,
+            metric="score",
+            max_failures=max_failures,
+            cluster=cluster,
+            stop_file=folder / "stop",
+        )
+        self.run.queue = ScheduledQueue(
+            self.queue, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=lambda: 0.0
+        )
+
+    def start(self, node: str) -> str:
+        """The next task, which a process on this node takes."""
+        task = self.run.next_task()
+        assert task is not None
+        self.run.started(task.id, node)
+        return task.id
+
+    def ends_well(self, task_id: str) -> None:
+        self.run.ended(task_id, {"status": "completed", "result": {}}, "host")
+
+    def unfit(self, task_id: str, reason: str, certain: bool) -> None:
+        self.run.ended(task_id, {"status": "unfit", "reason": reason, "certain": certain}, "host")
+
+    def avoided(self) -> list[str]:
+        return [node for event, node, _ in self.events if event == "avoided"]
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Books:
+    return Books(tmp_path, MadeUpCluster("a", "b"))
+
+
+def test_more_run_when_a_node_comes_and_fewer_when_one_goes(tmp_path: Path) -> None:
+    cluster = MadeUpCluster("a")
+    books = Books(tmp_path, cluster)
+    first = [books.start("a") for _ in range(2)]
+    assert books.run.next_task() is None
+    cluster.there = ["a", "b"]
+    assert len([books.start("b") for _ in range(2)]) == 2
+    assert books.run.next_task() is None
+    cluster.there = ["a"]
+    books.ends_well(first[0])
+    assert books.run.next_task() is None, "three run where there is room for two"
+    sizes = [(size["CPU"], size["nodes"]) for event, _, size in books.events if event == "cluster"]
+    assert sizes == [(2, 1), (4, 2), (2, 1)]
+
+
+def test_no_more_run_at_once_than_was_asked_for(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster("a", "b", max_concurrent=3))
+    assert [books.run.next_task() is not None for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_lost_node_is_no_failure_of_its_trials(two_nodes: Books) -> None:
+    """With `max_failures` 2 a task outlives many losses, and its record says why it was started again."""
+    for _ in range(5):
+        task_id = two_nodes.start("a")
+        two_nodes.cluster.lost = {"a"}
+        two_nodes.run.died(task_id, "the connection was lost", None)
+    two_nodes.ends_well(two_nodes.start("b"))
+    status, result = two_nodes.queue.ends["trial-1"]
+    assert status == "completed"
+    assert result["restarts"] == ["lost with node a; started again"] * 5
+    assert two_nodes.avoided() == []
+
+
+def test_losses_without_end_end(two_nodes: Books) -> None:
+    two_nodes.cluster.lost = {"a"}
+    for _ in range(ray_tune.MAX_EXCUSED + 1):
+        two_nodes.run.died(two_nodes.start("a"), "the connection was lost", None)
+    status, result = two_nodes.queue.ends["trial-1"]
+    assert (status, result["reason"]) == ("failed", "lost with node a; given up after 20 restarts")
+
+
+def test_a_process_that_dies_on_a_node_that_lives_is_counted(two_nodes: Books) -> None:
+    for _ in range(3):
+        two_nodes.run.died(two_nodes.start("a"), "SIGKILL", "host")
+    status, result = two_nodes.queue.ends["trial-1"]
+    assert (status, result["reason"]) == ("failed", "the trial's process died 3 times: SIGKILL")
+    assert result["restarts"] == ["the trial's process died: SIGKILL; started again"] * 2
+    assert two_nodes.avoided() == [], "one bad trial is no evidence against a node"
+
+
+def test_a_node_on_which_several_trials_in_a_row_died_is_avoided_and_named(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster("a", "b"), max_failures=0)
+    for _ in range(IN_A_ROW - 1):
+        books.run.died(books.start("a"), "SIGKILL", "host")
+    books.ends_well(books.start("a"))  # the row begins anew
+    for _ in range(IN_A_ROW - 1):
+        books.run.died(books.start("a"), "SIGKILL", "host")
+    assert books.avoided() == []
+    books.run.died(books.start("a"), "SIGSEGV", "host")
+    [event] = [event for event in books.events if event[0] == "avoided"]
+    assert event == ("avoided", "a", {"reason": "3 trials in a row failed there; the last: SIGSEGV"})
+    started = [books.start("b") for _ in range(2)]
+    assert books.run.shunned_by(started[0]) == ["a"]
+    assert books.run.next_task() is None, "what is avoided has no slots"
+
+
+def test_a_fault_that_is_the_nodes_alone_is_enough_at_once(two_nodes: Books) -> None:
+    task_id = two_nodes.start("a")
+    two_nodes.unfit(task_id, "has torch 2.10.0, the driver 2.9.1", certain=True)
+    assert two_nodes.avoided() == ["a"]
+    assert two_nodes.start("b") == task_id
+    two_nodes.ends_well(task_id)
+    [line] = two_nodes.queue.ends[task_id][1]["restarts"]
+    assert line == "node a could not run it: has torch 2.10.0, the driver 2.9.1; started again"
+
+
+def test_when_all_nodes_are_avoided_the_run_ends_and_names_them(two_nodes: Books) -> None:
+    task_id = two_nodes.start("a")
+    two_nodes.unfit(task_id, "No space left on device", certain=True)
+    two_nodes.unfit(two_nodes.start("b"), "No space left on device", certain=True)
+    assert two_nodes.run.next_task() is None
+    assert two_nodes.run.is_over()
+    with pytest.raises(ClusterLost, match=r"(?s)no node .* avoided are:\na: No space left on device\nb: No space left"):
+        two_nodes.run.settle()
+    assert two_nodes.queue.ends == {}, "the trial is not told to have failed: it goes on when the sweep is resumed"
+
+
+def test_a_package_that_is_missing_on_two_nodes_is_the_trials_fault(two_nodes: Books) -> None:
+    task_id = two_nodes.start("a")
+    two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
+    assert two_nodes.run.shunned_by(task_id) == ["a"]
+    assert two_nodes.start("b") == task_id
+    two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
+    assert two_nodes.queue.ends[task_id][0] == "failed"
+    assert two_nodes.avoided() == []
+
+
+def test_a_package_that_is_missing_on_the_only_node_fails_the_trial_at_once(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster("a"))
+    task_id = books.start("a")
+    books.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
+    assert books.queue.ends[task_id][0] == "failed"
+
+
+def test_a_queue_is_not_over_while_there_is_no_slot_for_its_tasks(tmp_path: Path) -> None:
+    cluster = MadeUpCluster()
+    books = Books(tmp_path, cluster, last=1)
+    assert books.run.next_task() is None
+    assert not books.run.is_over()
+    cluster.there = ["a"]
+    books.ends_well(books.start("a"))
+    assert books.run.next_task() is None
+    assert books.run.is_over()
+
+
+def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_tune, "NO_ROOM_SECONDS", 0.0)
+    cluster = MadeUpCluster("a")
+    books = Books(tmp_path, cluster)
+    task_id = books.start("a")
+    cluster.there = []
+    assert books.run.next_task() is None
+    assert not books.run.is_over(), "a process still works"
+    cluster.lost = {"a"}
+    books.run.died(task_id, "gone", None)
+    assert books.run.next_task() is None
+    with pytest.raises(ClusterLost, match=r"a trial needs 1 x \(1 CPU\), the cluster has 0 node\(s\)"):
+        books.run.settle()
+
+
+def test_a_task_that_is_kept_from_all_nodes_that_are_left_does_not_wait_for_ever(
+    two_nodes: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "NO_ROOM_SECONDS", -1.0)
+    task_id = two_nodes.start("a")
+    two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
+    assert two_nodes.run.next_task() is not None
+    assert two_nodes.run.shunned_by(task_id) == ["a"]
+    two_nodes.cluster.there = ["a"]
+    assert two_nodes.run.next_task() is None
+    with pytest.raises(ClusterLost, match="trial-1 has failed on all nodes that are left"):
+        two_nodes.run.settle()
+
+
+def test_nothing_ends_as_done_while_tasks_are_open(two_nodes: Books) -> None:
+    two_nodes.start("a")
+    with pytest.raises(KeyboardInterrupt):
+        two_nodes.run.settle()
+
+
+def test_the_last_node_needs_more_evidence() -> None:
+    health = NodeHealth()
+    told = [health.failed("a", f"trial-{n}", "SIGKILL", others=0) for n in range(IN_A_ROW_ON_THE_LAST)]
+    assert told == [False] * (IN_A_ROW_ON_THE_LAST - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_node"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EROFS, "Read-only file system"), True),
+        (ModuleNotFoundError("No module named 'x'"), None),
+        (FileNotFoundError(errno.ENOENT, "no such file"), False),
+        (ValueError("a bad width"), False),
+    ],
+)
+def test_what_a_trial_raises_is_its_own_fault_unless_it_speaks_of_the_node(
+    error: Exception, of_the_node: bool | None
+) -> None:
+    assert is_of_the_node(error) is of_the_node
