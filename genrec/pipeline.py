@@ -153,6 +153,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         "tuple_levels": ids.tuple_levels,
         "rows": fitted.rows,
         "best": fitted.best,
+        "changes": fitted.changes,
     }
     if rank_and_world()[0] == 0:
         save_checkpoint(folder / "model", model.state_dict(), facts)

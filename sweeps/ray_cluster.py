@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
+from sweeps.spec import trials_of
 
 if TYPE_CHECKING:
     from sweeps.spec import ResourcesSpec
@@ -41,15 +42,19 @@ DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken o
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets: `workers` processes with so many CPUs and GPUs each."""
+    """What one trial gets: `workers` processes with so many CPUs and GPUs each; at least `min_workers`, which are all
+    when it is None."""
 
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, got {self.workers}")
+        if not 1 <= self.fewest <= self.workers:
+            raise ValueError(f"min_workers must be from 1 to workers ({self.workers}), got {self.min_workers}")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
         if self.gpus_per_worker < 0:
@@ -58,7 +63,17 @@ class Resources:
     @classmethod
     def of(cls, spec: ResourcesSpec) -> Resources:
         """What a sweep's file asks for."""
-        return cls(workers=spec.workers, cpus_per_worker=spec.cpus_per_worker, gpus_per_worker=spec.gpus_per_worker)
+        return cls(
+            workers=spec.most_workers,
+            min_workers=spec.fewest_workers,
+            cpus_per_worker=spec.cpus_per_worker,
+            gpus_per_worker=spec.gpus_per_worker,
+        )
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which a trial cannot go on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @property
     def threads(self) -> int:
@@ -67,7 +82,8 @@ class Resources:
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
-        return f"{self.workers} x ({self.cpus_per_worker:g} CPU{gpus})"
+        least = "" if self.fewest == self.workers else f"{self.fewest} to "
+        return f"{least}{self.workers} x ({self.cpus_per_worker:g} CPU{gpus})"
 
 
 @contextlib.contextmanager
@@ -215,7 +231,8 @@ def _nodes() -> list[dict[str, float]]:
 
 def _room(resources: Resources) -> int:
     """Trials that the nodes hold side by side; the workers of one may be on several nodes."""
-    return sum(_fits(node, _need(resources)) for node in _nodes()) // resources.workers
+    workers = sum(workers_in(node, _need(resources)) for node in _nodes())
+    return trials_of(workers, resources.fewest, resources.workers)
 
 
 def _need(resources: Resources) -> dict[str, float]:
@@ -228,7 +245,8 @@ def _too_small(resources: Resources) -> str:
     return f"a trial needs {resources}, the cluster has {len(_nodes())} node(s): {have}"
 
 
-def _fits(have: dict[str, float], need: dict[str, float]) -> int:
+def workers_in(have: Mapping[str, float], need: Mapping[str, float]) -> int:
+    """How many workers that need so much fit into what a node has."""
     return min(math.floor(have.get(name, 0) / amount + 1e-6) for name, amount in need.items() if amount > 0)
 
 

@@ -151,6 +151,10 @@ def run_queue(
         budget=budget,
         trial_seconds=run.trial_seconds,
     )
+    if resources.workers > 1:
+        from sweeps.ray_train import place_coordinator  # imports that a sweep without groups need not pay
+
+        place_coordinator()
     with _quiet(), _signals(run):
         _tuner(run, function, settings, slots).fit()
     if resources.workers > 1:
@@ -663,6 +667,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             argument,
             _report(stopped),
             workers=resources.workers,
+            min_workers=resources.fewest,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",

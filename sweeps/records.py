@@ -57,6 +57,8 @@ class TrialRecord:
     "the metric and what it stands against, by name"
     health: dict[str, Any] = field(default_factory=dict)
     "of its semantic IDs (`genrec.semantic_ids.Health`), once they are there"
+    changes: list[str] = field(default_factory=list)
+    "of workers or threads in mid-training, in words; empty where its numbers are those of an undisturbed run"
 
 
 class PlannedRun(NamedTuple):

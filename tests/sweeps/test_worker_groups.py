@@ -158,6 +158,7 @@ def test_trial_of_which_one_worker_was_killed_ends_with_the_bits_of_the_undistur
     assert disturbed == undisturbed
     assert facts["world"] == facts_after_kill["world"] == 2
     assert records.curve("trial-1") == records.curve("trial-2")
+    assert all(result["trained"][-1] == "tiger" for _, result in records.finished.values())
     assert [row["epoch"] for row in records.curve("trial-1")] == [1, 2, 3]
 
 
