@@ -3,11 +3,11 @@
     python tests/benchmarks/memory_per_trial.py FOLDER [--base beauty_tuned] [--trials 2] [--users 1000]
 
 FOLDER is the base's data folder. One trial makes the stages that trials share; then `--trials` trials run at once, each
-in its process, for two epochs over all training data that are validated on `--users` users. Counted are a process's
+in its process, for an epoch over all training data that is validated on `--users` users. Counted are a process's
 private pages: those that another process adds. Pages that are mapped from files (libraries, dataset, item vectors) are
 there once, however many trials run. In MB:
 
-- process: Python, torch, Ray and the library, before the trial begins;
+- process: Python, torch (with its compiler, which the first optimizer loads), Ray and the library, before the trial;
 - data: dataset, item vectors, semantic IDs and training windows;
 - training: the rest at its highest, that is model, optimizer, activations and what allocators keep;
 - model: the part of it that `sweeps plan` counts by arithmetic: weights, gradients, optimizer, activations.
@@ -72,6 +72,8 @@ def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable
     """The real trial; before and while it runs its process looks at itself."""
     import gc
 
+    import torch
+
     from genrec.artifacts import ArtifactStore
     from genrec.config import validate_config
     from genrec.pipeline import open_ids, open_interactions, stage_keys
@@ -80,6 +82,7 @@ def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable
     from sweeps.trial import run_trial
 
     config, artifacts = validate_config(payload["config"]), ArtifactStore(store)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     gc.collect()
     process = pages()["private"]
     keys = stage_keys(config)
@@ -141,7 +144,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2, help="at once")
     parser.add_argument("--users", type=int, default=1000, help="that every epoch is validated on")
     options = parser.parse_args()
-    settings = {"train.epochs": 2, "train.eval_every": 1, "evaluation.max_users": options.users}
+    settings = {"train.epochs": 1, "evaluation.max_users": options.users}
     config = load_config(options.base, settings | {"dataset.dataset_folder": str(Path(options.folder).absolute())})
     with tempfile.TemporaryDirectory() as name:
         results = measure(config, options.trials, Path(name))
