@@ -173,7 +173,7 @@ def _tuner(run: _Run, function: TrialFunction, settings: _Settings, slots: int) 
             scheduler=_Judge(run),
             num_samples=-1,  # until the searcher has finished
             max_concurrent_trials=slots,
-            reuse_actors=not in_group,  # a group takes tens of seconds anyway, and its driver must end with it
+            reuse_actors=True,
             trial_name_creator=lambda trial: _task_of(trial)["id"],
             trial_dirname_creator=lambda trial: f"{_task_of(trial)['id']}-{trial.trial_id}",
         ),
