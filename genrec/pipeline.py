@@ -41,7 +41,7 @@ from genrec.trainers.tiger_trainer import train_tiger
 logger = logging.getLogger(__name__)
 Stage = Literal["dataset", "embeddings", "tokenizer", "semantic_ids", "tiger"]
 STAGES: tuple[Stage, ...] = ("dataset", "embeddings", "tokenizer", "semantic_ids", "tiger")
-CODE_VERSIONS: dict[Stage, int] = {"dataset": 2, "embeddings": 2, "tokenizer": 2, "semantic_ids": 2, "tiger": 3}
+CODE_VERSIONS: dict[Stage, int] = {"dataset": 3, "embeddings": 2, "tokenizer": 2, "semantic_ids": 2, "tiger": 3}
 Loop = Callable[[dict[str, Any], Report], None]
 Launch = Callable[[Loop, dict[str, Any]], None]
 "runs a training loop somewhere: here, or in workers that Ray Train starts"
@@ -153,6 +153,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         "tuple_levels": ids.tuple_levels,
         "rows": fitted.rows,
         "best": fitted.best,
+        "changes": fitted.changes,
     }
     if rank_and_world()[0] == 0:
         save_checkpoint(folder / "model", model.state_dict(), facts)
@@ -191,9 +192,9 @@ def open_interactions(store: ArtifactStore, keys: dict[Stage, str]) -> Interacti
 
 
 def open_embeddings(store: ArtifactStore, keys: dict[Stage, str]) -> Tensor:
-    """Item vectors (N, E)."""
+    """Item vectors (N, E), mapped: processes on one machine share them. What is written into them stays in this one."""
     folder = store.path("embeddings", keys["embeddings"])
-    return torch.from_numpy(np.load(folder / "embeddings.npy", allow_pickle=False))
+    return torch.from_numpy(np.load(folder / "embeddings.npy", mmap_mode="c", allow_pickle=False))
 
 
 def open_tokenizer(config: RunConfig, store: ArtifactStore, keys: dict[Stage, str]) -> Tokenizer:

@@ -8,8 +8,11 @@ from sweeps.spec import ResourcesSpec, SweepSpec
 
 
 def hours(trial_seconds: float, resources: ResourcesSpec) -> dict[str, float]:
-    """Hours of a CPU and of a GPU that trials held, by name of their limits; `trial_seconds` over all trials."""
-    each = trial_seconds / 3600 * resources.workers
+    """Hours of a CPU and of a GPU that trials held, by name of their limits; `trial_seconds` over all trials.
+
+    An elastic trial counts with its most workers, so that no more than the limit is spent.
+    """
+    each = trial_seconds / 3600 * resources.most_workers
     return {"cpu_hours": each * resources.cpus_per_worker, "gpu_hours": each * resources.gpus_per_worker}
 
 

@@ -41,7 +41,8 @@ def _note(ledger: Ledger, size: Size, at: float) -> None:
 
 def busy_share(ledger: Ledger) -> dict[str, float]:
     """CPU and GPU -> what trials and re-evaluations held of it, as a share of what was there while the sweep was
-    driven. Empty while nothing is known; without what the cluster does not have."""
+    driven. Empty while nothing is known; without what the cluster does not have. Elastic groups count with all their
+    workers, as in a budget."""
     sizes = [tuple(size) for size in ledger.fact(SIZES) or []]
     held = _seconds(ledger)
     if not sizes or not held:
@@ -50,7 +51,7 @@ def busy_share(ledger: Ledger) -> dict[str, float]:
     resources = ledger.spec.resources
     each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     there = there_were(sizes, last)
-    return {name: resources.workers * each[name] * held / there[name] for name in NAMES if there[name] > 0}
+    return {name: resources.most_workers * each[name] * held / there[name] for name in NAMES if there[name] > 0}
 
 
 def busy_line(ledger: Ledger) -> str:

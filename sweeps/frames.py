@@ -38,6 +38,7 @@ def _trial_row(record: TrialRecord, parameters: list[str]) -> dict[str, Any]:
         "min_usage": min(record.health.get("usage") or [None]),
         "trained": ", ".join(record.trained),
         "reused": ", ".join(record.reused),
+        "changes": "; ".join(record.changes),
         "node": record.node,
         "started": record.started,
         "finished": record.finished,

@@ -177,8 +177,9 @@ class LiveView:
         cluster, resources = self.ledger.fact("cluster"), self.ledger.spec.resources
         if not cluster:
             return ""
-        workers = resources.workers * sum(row.status == "running" for row in self.rows.values())
-        used = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+        workers = resources.most_workers * sum(row.status == "running" for row in self.rows.values())
+        asked = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+        used = {name: min(asked[name], cluster.get(name, 0)) for name in asked}  # elastic trials take what there is
         return "".join(f", {used[name]:g} of {cluster[name]:g} {name}" for name in used if cluster.get(name))
 
     def _table(self, metric: str) -> Table:

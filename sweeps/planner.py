@@ -25,7 +25,7 @@ from sweeps.budget import Budget, hours
 from sweeps.costs import Shape, memory_bytes, parameters
 from sweeps.rehearsal import REPEATS, Clock, Outcome, Played, rehearse
 from sweeps.space import Point
-from sweeps.spec import SweepSpec
+from sweeps.spec import SweepSpec, trials_of
 from sweeps.stopping import rule_of
 from sweeps.throughput import Speed, Work, Workbench, measure_speed, recorded_speed
 
@@ -95,6 +95,9 @@ class Plan:
     price_per_hour: float | None = None
     "of what one trial holds"
     search: Stage | None = None
+    fewest_workers: int | None = None
+    "of an elastic trial; the other figures are those of trials with their most workers"
+    search_with_fewest: Stage | None = None
     finalists: Stage | None = None
     speed: Speed | None = None
     created: str = ""
@@ -175,7 +178,8 @@ def plan_sweep(
     slots = local_slots(spec, cpus, gpus)
     bench = Workbench(artifact_store(storage))
     works: dict[str, Work] = {}
-    speed = None
+    resources = spec.resources
+    speed = slower = None
     if like is not None:
         speed = recorded_speed(like, bench)
         if speed is None:
@@ -183,13 +187,18 @@ def plan_sweep(
     elif measure and not _lacks_gpu(spec):
         configs = planned_configs(spec)
         probes = probe_configs(configs, [_work(config, bench, works) for config in configs])
-        speed = measure_speed(
+        of_one = measure_speed(
             probes,
             str(bench.store.root),
             processes=_processes(spec, slots),
-            threads=max(1, int(spec.resources.cpus_per_worker)),
-        ).over(spec.resources.workers)
-    plan = make_plan(spec, bench, slots, speed, works, _taken_over(spec, Path(storage)))
+            threads=max(1, int(resources.cpus_per_worker)),
+        )
+        speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
+    taken_over = _taken_over(spec, Path(storage))
+    plan = make_plan(spec, bench, slots, speed, works, taken_over)
+    if slower is not None and resources.fewest_workers < resources.most_workers:
+        smallest = make_plan(spec, bench, slots, slower, works, taken_over).search
+        plan = dataclasses.replace(plan, fewest_workers=resources.fewest_workers, search_with_fewest=smallest)
     plan.write(Path(storage) / spec.name)
     return plan
 
@@ -312,8 +321,8 @@ def make_plan(
         tokenizers=len({work.tokenizer_key for work in done}),
         epochs_without_stopping=_scaled_epochs(new, len(done), total),
         slots=slots,
-        cpus_per_trial=spec.resources.cpus_per_worker * spec.resources.workers,
-        gpus_per_trial=spec.resources.gpus_per_worker * spec.resources.workers,
+        cpus_per_trial=spec.resources.cpus_per_worker * spec.resources.most_workers,
+        gpus_per_trial=spec.resources.gpus_per_worker * spec.resources.most_workers,
         taken_over=known,
         price_per_hour=spec.budget.price_per_hour,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -468,16 +477,18 @@ def local_slots(spec: SweepSpec, cpus: int | None = None, gpus: int | None = Non
 
     resources = spec.resources
     cpus = cpus or _own_cpus()
-    slots = int(cpus // (resources.cpus_per_worker * resources.workers) or 0)
+    workers = int(cpus / resources.cpus_per_worker)
     if resources.gpus_per_worker:
         if gpus is None:
             gpus = _own_gpus() if pick_device() == "cuda" else 0
-        slots = min(slots, int(gpus / resources.gpus_per_worker) // resources.workers)
+        workers = min(workers, int(gpus / resources.gpus_per_worker))
+    slots = trials_of(workers, resources.fewest_workers, resources.most_workers)
     if slots < 1:
         have = f"{cpus} CPUs and {gpus or 0} GPUs"
         raise InputError(
-            f"a trial needs {resources.workers} x ({resources.cpus_per_worker:g} CPUs, {resources.gpus_per_worker:g} "
-            f"GPUs), there are {have}; fix: name what the cluster has with --cpus and --gpus, or change resources"
+            f"a trial needs {resources.fewest_workers} x ({resources.cpus_per_worker:g} CPUs, "
+            f"{resources.gpus_per_worker:g} GPUs), there are {have}; fix: name what the cluster has with --cpus and "
+            "--gpus, or change resources"
         )
     return min(slots, resources.max_concurrent or slots)
 
@@ -539,9 +550,14 @@ def plan_lines(plan: Plan) -> list[str]:
         stopping += f"; the budget ends it after {plan.search.runs} trials"
     cost = f", {plan.cost:.2f} at {plan.price_per_hour:g} an hour of a trial" if plan.cost is not None else ""
     spread = f"{clock(plan.search.low_seconds)} to {clock(plan.search.high_seconds)}"
+    elastic = []
+    if plan.search_with_fewest is not None:
+        longest = clock(plan.search_with_fewest.seconds)
+        elastic = [f"  elastic           {longest} if every trial has only its fewest workers ({plan.fewest_workers})"]
     return [
         *lines,
         f"  search            {clock(plan.search.seconds)} ({spread}){stopping}",
+        *elastic,
         f"  finalists         {clock(plan.finalists.seconds)} for {plan.finalists.runs} runs",
         f"  in all            {clock(plan.seconds or 0.0)}, {plan.hours(plan.cpus_per_trial) or 0.0:.2f} CPU-hours, "
         f"{plan.hours(plan.gpus_per_trial) or 0.0:.2f} GPU-hours{cost}",

@@ -30,6 +30,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
+from sweeps.spec import trials_of
 
 if TYPE_CHECKING:
     from sweeps.spec import ResourcesSpec
@@ -54,9 +55,11 @@ class ClusterLost(ConnectionError):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets: `workers` processes with so many CPUs, GPUs (of a type) and GiB of memory each."""
+    """What one trial gets: `workers` processes with so many CPUs, GPUs (of a type) and GiB of memory each; at least
+    `min_workers`, which are all when it is None."""
 
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     memory_per_worker: float = 0
@@ -65,6 +68,8 @@ class Resources:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, got {self.workers}")
+        if not 1 <= self.fewest <= self.workers:
+            raise ValueError(f"min_workers must be from 1 to workers ({self.workers}), got {self.min_workers}")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker}")
         if self.gpus_per_worker < 0:
@@ -76,12 +81,18 @@ class Resources:
     def of(cls, spec: ResourcesSpec) -> Resources:
         """What a sweep's file asks for."""
         return cls(
-            workers=spec.workers,
+            workers=spec.most_workers,
+            min_workers=spec.fewest_workers,
             cpus_per_worker=spec.cpus_per_worker,
             gpus_per_worker=spec.gpus_per_worker,
             memory_per_worker=spec.memory_per_worker,
             accelerator_type=spec.accelerator_type,
         )
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which a trial cannot go on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @property
     def further(self) -> dict[str, float]:
@@ -104,7 +115,8 @@ class Resources:
         gpus = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
         kind = f" of type {self.accelerator_type}" if self.accelerator_type else ""
         memory = f", {self.memory_per_worker:g} GiB" if self.memory_per_worker else ""
-        return f"{self.workers} x ({self.cpus_per_worker:g} CPU{gpus}{kind}{memory})"
+        least = "" if self.fewest == self.workers else f"{self.fewest} to "
+        return f"{least}{self.workers} x ({self.cpus_per_worker:g} CPU{gpus}{kind}{memory})"
 
 
 def _marked(accelerator_type: str) -> str:
@@ -396,7 +408,8 @@ def trials_at_once(resources: Resources) -> int:
 
 def _room(resources: Resources, found: Collection[Node]) -> int:
     """Trials that the nodes hold side by side; the workers of one may be on several nodes."""
-    return sum(workers_in(node.resources, resources.bundle) for node in found) // resources.workers
+    workers = sum(workers_in(node.resources, resources.bundle) for node in found)
+    return trials_of(workers, resources.fewest, resources.workers)
 
 
 def _too_small(resources: Resources, found: Collection[Node]) -> str:

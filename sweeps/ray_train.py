@@ -2,7 +2,8 @@
 
 One worker: Train's local mode; the loop runs here and reports to the caller directly. Several workers: Train starts
 them over torch.distributed, restarts them when one dies (the loop continues from its own checkpoint on disk), and
-nothing of the group outlives the call, however it ends. The only module that imports ray.train.
+nothing of the group outlives the call, however it ends. An elastic group also starts anew, larger or smaller, when
+nodes come or go. The only module that imports ray.train.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError, RayError
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.working_dir_setup import WorkingDirectorySetupCallback
@@ -25,16 +27,21 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from sweeps.ray_cluster import DRIVER_CPUS, free_reservations
+from sweeps.ray_cluster import DRIVER_CPUS, free_reservations, workers_in
 from sweeps.warm_process import fresh_worker_state, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
 Loop = Callable[[dict[str, Any], Report], None]
 
 POLL_SECONDS = 0.2
+RESIZE_SECONDS = 30.0  # how often an elastic group looks whether it could be larger
+COORDINATOR_SECONDS = 5.0
 ABORT_SECONDS = 15.0
 CONTROLLER_RETRIES = 3  # Ray's default is to retry for ever
+LOST_NODES = 100  # that a group survives; none of them is its own fault
+NODE_LOST = "its node has died"
 GROUP_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else print() is logged as well as printed
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often reports and deaths are noticed
@@ -52,6 +59,7 @@ def run_loop(
     report: Report,
     *,
     workers: int,
+    min_workers: int | None = None,
     cpus_per_worker: float,
     gpus_per_worker: float = 0,
     further: Mapping[str, float] | None = None,
@@ -72,6 +80,9 @@ def run_loop(
     and GPUs, `nodes` Ray's label selector of the nodes that may run one. `storage` is a folder all nodes see. `stopped`
     is asked all the time; once true the group is torn down and SystemExit(0) raised.
 
+    With `min_workers` below `workers` the group is elastic: it has as many workers as there is room for, and starts
+    anew from the loop's checkpoint with more or fewer when nodes have come or gone.
+
     Raises what the loop raised (of the lowest rank that failed by itself), WorkerDied when a worker died more than
     `max_failures` times.
     """
@@ -86,13 +97,15 @@ def run_loop(
         trainer.fit()
         return
     threads = max(1, int(cpus_per_worker))
+    is_fixed = min_workers in (None, workers)
     trainer = _GroupTrainer(
         _work,
         stopped=stopped,
         train_loop_config={"loop": loop, "argument": argument, "seed": seed, "threads": threads, "log": log},
         torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+            num_workers=workers if is_fixed else (min_workers, workers),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker=_bundle(cpus_per_worker, gpus_per_worker) | dict(further or {}),
             label_selector=dict(nodes) if nodes else None,
@@ -105,7 +118,7 @@ def run_loop(
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
                 controller_failure_limit=CONTROLLER_RETRIES,
-                max_preemption_failures=max(max_failures, CONTROLLER_RETRIES),
+                max_preemption_failures=LOST_NODES,
             ),
         ),
     )
@@ -156,14 +169,42 @@ def _is_echo(failure: BaseException) -> bool:
 
 
 class _RetryDeaths(DefaultFailurePolicy):
-    """Start the group again when a worker died, not when the loop raised: that would only raise again."""
+    """Start the group again when a worker died, not when the loop raised: that would only raise again. Workers that
+    were lost with their node are not counted as failures of the trial."""
+
+    _nodes_lost = 0
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         if isinstance(training_failed_error, ray.train.WorkerGroupError):
             failures = training_failed_error.worker_failures.values()
             if not any(_is_death(failure) or _is_echo(failure) for failure in failures):
                 return FailureDecision.RAISE
+            if any(NODE_LOST in str(failure) for failure in failures):
+                self._nodes_lost += 1
+                return FailureDecision.RETRY if self._nodes_lost <= LOST_NODES else FailureDecision.RAISE
         return super().make_decision(training_failed_error)
+
+
+def place_coordinator() -> None:
+    """Start Ray's actor that shares the cluster out among groups on this node. Otherwise the first group would start it
+    on its own, and all would wait for ever once that node is lost."""
+    get_or_create_autoscaling_coordinator()
+
+
+class _ElasticPolicy(ElasticScalingPolicy):
+    """Ray's policy with two corrections: fractions of a CPU are counted without losing a worker to rounding, and the
+    answer is never that of nodes as they were up to 20 s ago, in which a dead one would be given workers again."""
+
+    def _count_possible_workers(self, reserved_resources: Mapping[str, Mapping[str, float]]) -> int:
+        need = self.scaling_config._resources_per_worker_not_none
+        found = sum(workers_in(node, need) for node in reserved_resources.values())
+        return min(found, self.scaling_config.max_workers)
+
+    def _get_reserved_resources(self) -> Any:
+        with contextlib.suppress(RayError, GetTimeoutError):  # the question itself, below, is logged if it fails
+            ask = self._autoscaling_coordinator.get_reserved_resources
+            ray.get(ask.remote(self._requester_id, recompute=True), timeout=COORDINATOR_SECONDS)
+        return super()._get_reserved_resources()
 
 
 class _GroupTrainer(TorchTrainer):
@@ -181,6 +222,8 @@ class _GroupTrainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         kwargs["failure_policy"] = _RetryDeaths(self.run_config.failure_config)
+        if self.scaling_config.elasticity_enabled:
+            kwargs["scaling_policy"] = _ElasticPolicy(self.scaling_config)
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         environment = GROUP_ENVIRONMENT | get_env_vars_to_propagate()
         actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})

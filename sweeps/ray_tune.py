@@ -175,6 +175,10 @@ def run_queue(
         budget=budget,
         trial_seconds=run.trial_seconds,
     )
+    if resources.workers > 1:
+        from sweeps.ray_train import place_coordinator  # imports that a sweep without groups need not pay
+
+        place_coordinator()
     with _quiet(), _signals(run), own_node_watched(run.fail):
         _tuner(run, function, settings).fit()
     if resources.workers > 1:
@@ -197,7 +201,7 @@ def _tuner(run: _Run, function: TrialFunction, settings: _Settings) -> tune.Tune
             search_alg=_Searcher(run),
             scheduler=_Judge(run),
             num_samples=-1,  # until the searcher has finished
-            reuse_actors=not in_group,  # a group takes tens of seconds anyway, and its driver must end with it
+            reuse_actors=True,
             trial_name_creator=lambda trial: _task_of(trial)["id"],
             trial_dirname_creator=lambda trial: f"{_task_of(trial)['id']}-{trial.trial_id}",
         ),
@@ -823,6 +827,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             argument,
             _report(stopped),
             workers=resources.workers,
+            min_workers=resources.fewest,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker,
             further=resources.further,

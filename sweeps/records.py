@@ -59,6 +59,8 @@ class TrialRecord:
     "of its semantic IDs (`genrec.semantic_ids.Health`), once they are there"
     restarts: list[str] = field(default_factory=list)
     "why it was started again in the session in which it ended: a lost node, a process that died"
+    changes: list[str] = field(default_factory=list)
+    "of workers or threads in mid-training, in words; empty where its numbers are those of an undisturbed run"
 
 
 class PlannedRun(NamedTuple):

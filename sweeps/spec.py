@@ -13,7 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from genrec.config import (
     ConfigError,
@@ -113,10 +122,37 @@ class BudgetSpec(Section):
     "a value of the metric that is good enough"
 
 
+class WorkerRange(Section):
+    """Workers of an elastic trial: as many as the cluster has room for, between these."""
+
+    min: PositiveInt = 1
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+_WORKER_FORMS = ("a number of workers", "a range of workers")
+
+
+def _form_of_workers(value: Any) -> str:
+    return _WORKER_FORMS[isinstance(value, (Mapping, WorkerRange))]
+
+
+Workers = Annotated[
+    Annotated[PositiveInt, Tag(_WORKER_FORMS[0])] | Annotated[WorkerRange, Tag(_WORKER_FORMS[1])],
+    Discriminator(_form_of_workers),
+]
+
+
 class ResourcesSpec(Section):
     """What one trial gets, and how many run at once."""
 
-    workers: PositiveInt = 1
+    workers: Workers = 1
+    "a number, or {min: 1, max: 4}: as many as there is room for, more or fewer when nodes come or go"
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
@@ -125,6 +161,20 @@ class ResourcesSpec(Section):
     "GiB that a node must have free for each worker; what a worker takes is not limited by it"
     max_concurrent: PositiveInt | None = None
     "trials at once; by default as many as the cluster holds at the time"
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+
+def trials_of(workers: int, fewest: int, most: int) -> int:
+    """How many trials so many workers make up: each gets `most`, one more what is left if that is not too few."""
+    whole, rest = divmod(workers, most)
+    return whole + (rest >= fewest)
 
 
 class FinalistsSpec(Section):
@@ -515,7 +565,7 @@ class _Checker:
             return None
 
     def _model_fault(self, item: Any) -> None:
-        path = tuple(str(part) for part in item["loc"])
+        path = tuple(str(part) for part in item["loc"] if part not in _WORKER_FORMS)
         name = path[-1] if path else "sweep"
         if item["type"] == "missing":
             if path != ("space",):
@@ -549,7 +599,8 @@ def _siblings(path: tuple[str, ...]) -> Iterable[str]:
     model: Any = SweepSpec
     for part in path[:-1]:
         info = model.model_fields.get(part)
-        candidates = [info.annotation, *get_args(info.annotation)] if info else []
+        members = get_args(info.annotation) if info else ()
+        candidates = [info.annotation, *members, *(part for m in members for part in get_args(m))] if info else []
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if model is None:
             return []

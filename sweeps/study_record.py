@@ -243,6 +243,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         artifacts=result.get("artifacts") or {},
         reused=result.get("reused") or [],
         health=result.get("health") or {},
+        changes=result.get("changes") or [],
         trained=result.get("trained") or [],
         restarts=result.get("restarts") or [],
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,

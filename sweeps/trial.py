@@ -68,6 +68,7 @@ def run_trial(
         "reused": shared.reused + tiger.reused,
         "health": found.to_dict(),
         "validation": facts["best"],
+        "changes": facts.get("changes", []),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if payload["kind"] == "finalist":

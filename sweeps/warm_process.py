@@ -31,8 +31,7 @@ class _Snapshot:
     log_level: int
     dtype: torch.dtype
     matmul_precision: str
-    deterministic: bool
-    warn_only: bool
+    deterministic: tuple[bool, bool]
     cudnn: tuple[bool, bool]
 
     @classmethod
@@ -44,8 +43,7 @@ class _Snapshot:
             log_level=logging.root.level,
             dtype=torch.get_default_dtype(),
             matmul_precision=torch.get_float32_matmul_precision(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            deterministic=_determinism(),
             cudnn=(torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         )
 
@@ -59,8 +57,14 @@ class _Snapshot:
         torch.set_default_dtype(self.dtype)
         torch.set_default_device(None)
         torch.set_float32_matmul_precision(self.matmul_precision)
-        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        if _determinism() != self.deterministic:  # setting it loads torch's compiler: 70 MB and 800 modules
+            torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self.cudnn
+
+
+def _determinism() -> tuple[bool, bool]:
+    """Whether operations must be deterministic, and whether those that are not only warn."""
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 _first: _Snapshot | None = None

@@ -76,7 +76,7 @@ class WindowBatches:
         self.offsets, self.max_items, self.causal, self.subsample = offsets, max_items, causal, subsample
         self.batch_size, self.step_size, self.seed = batch_size, batch_size * accumulate, seed
         self.augmentation, self.user_U, self.device = augmentation, user_U, device
-        self.items = torch.from_numpy(np.asarray(items, dtype=np.int64))
+        self.items = torch.from_numpy(np.asarray(items, dtype=np.int32))
         targets = np.maximum(np.diff(offsets) - 1, 0)
         self.num_targets = int(np.count_nonzero(targets) if subsample else targets.sum())
         if not self.num_targets:
@@ -145,7 +145,7 @@ class WindowBatches:
         user_B = None
         if self.user_U is not None and group.user_R is not None:
             user_B = self.user_U[torch.from_numpy(group.user_R[row_B])].to(self.device)
-        return Window(self.items[place_BL].to(self.device), group.first_target, user_B, hidden_BL)
+        return Window(self.items[place_BL].to(self.device).long(), group.first_target, user_B, hidden_BL)
 
     # ------------------------------------------------------------------ steps
 

@@ -9,6 +9,7 @@ Shape letters: n interactions, U users, N items.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +24,7 @@ _FIRST_MILLISECONDS = 10**11
 class InteractionRows:
     """What a source holds, in the order of its file; nothing is dropped yet."""
 
-    users: list[str]
+    users: Sequence[str]
     "external ids, unique"
     catalogue: Items
     user_n: np.ndarray

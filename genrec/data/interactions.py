@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +24,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from genrec.data.text_column import TextColumn
+from genrec.durable import file_hash, write_json
 from genrec.errors import InputError
 
 Split = Literal["train", "validation", "test"]
@@ -34,7 +35,10 @@ MIN_LENGTH = 3
 
 _WITHHELD = {"validation": 2, "test": 1}
 _FIT_BEFORE: dict[Fit, Split] = {"train": "validation", "train+validation": "test"}
-_ARRAYS_FILE, _ITEMS_FILE, _USERS_FILE = "interactions.npz", "items.jsonl", "users.json"
+_FACTS_FILE = "facts.json"
+_ARRAYS = ("offsets", "items", "timestamps")
+_TEXTS = ("users", "item_ids", "item_titles", "item_texts")
+"names of the files, without `.npy`"
 
 
 class DataError(InputError):
@@ -45,11 +49,11 @@ class DataError(InputError):
 class Items:
     """The catalogue; a list's index is the internal item id 0..N-1."""
 
-    ids: list[str]
+    ids: Sequence[str]
     "external ids, unique"
-    titles: list[str]
+    titles: Sequence[str]
     "for people"
-    texts: list[str]
+    texts: Sequence[str]
     "what the text encoder reads"
     hash: str = ""
     "content hash of ids and texts; computed when left out"
@@ -58,10 +62,10 @@ class Items:
         if not len(self.ids) == len(self.titles) == len(self.texts):
             counts = f"{len(self.ids)} ids, {len(self.titles)} titles, {len(self.texts)} texts"
             raise DataError(f"an item has one id, one title and one text, but got {counts}")
-        if len(self.index) != len(self.ids):
+        if len(set(self.ids)) != len(self.ids):
             raise DataError(f"item ids must be unique; {first_repeated(self.ids)!r} occurs more than once")
         if not self.hash:
-            object.__setattr__(self, "hash", _digest(json.dumps([self.ids, self.texts]).encode()))
+            object.__setattr__(self, "hash", _digest(json.dumps([list(self.ids), list(self.texts)]).encode()))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,7 +130,7 @@ class Periods(NamedTuple):
 class Interactions:
     """All users' items in time order. Every user has at least `MIN_LENGTH` items: see `build_interactions`."""
 
-    users: list[str]
+    users: Sequence[str]
     "external user ids, unique"
     offsets: np.ndarray
     "(U+1,) int64: items of user u are `items[offsets[u]:offsets[u+1]]`"
@@ -213,7 +217,7 @@ class Interactions:
     @cached_property
     def data_hash(self) -> str:
         """Content hash of users, order and times of items, catalogue and split; equal on every machine."""
-        head = json.dumps([self.catalogue.hash, self.users, self.periods]).encode()
+        head = json.dumps([self.catalogue.hash, list(self.users), self.periods]).encode()
         times = b"" if self.timestamps is None else self.timestamps.astype("<i8", copy=False)
         return _digest(head, self.offsets.astype("<i8", copy=False), self.items.astype("<i4", copy=False), times)
 
@@ -235,51 +239,49 @@ class Interactions:
         return counts | {f"dropped_{reason}": count for reason, count in self.dropped.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write the three files of `load` into `folder`, which is made when missing."""
+        """Write the files of `load` into `folder`, which is made when missing: an array each, and their checksums."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"data_hash": self.data_hash, "periods": self.periods, "dropped": self.dropped}
-        arrays = {"offsets": self.offsets, "items": self.items}
-        if self.timestamps is not None:
-            arrays["timestamps"] = self.timestamps
-        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-        np.savez(folder / _ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
-        (folder / _USERS_FILE).write_text(json.dumps(self.users), encoding="utf-8")
+        arrays: dict[str, Any] = {"offsets": self.offsets, "items": self.items, "timestamps": self.timestamps}
         catalogue = self.catalogue
-        with open(folder / _ITEMS_FILE, "w", encoding="utf-8", newline="\n") as file:
-            for item, title, text in zip(catalogue.ids, catalogue.titles, catalogue.texts, strict=True):
-                file.write(json.dumps({"id": item, "title": title, "text": text}) + "\n")
+        for name, texts in zip(_TEXTS, (self.users, catalogue.ids, catalogue.titles, catalogue.texts), strict=True):
+            arrays[name] = TextColumn.pack(texts)
+        files = {}
+        for name, array in arrays.items():
+            if array is not None:
+                np.save(_file(folder, name), array)
+                files[name] = file_hash(_file(folder, name))
+        facts = {"files": files, "catalogue_hash": catalogue.hash, "periods": self.periods, "dropped": self.dropped}
+        write_json(folder / _FACTS_FILE, facts)
 
     @staticmethod
     def load(folder: str | Path) -> Interactions:
-        """Read what `save` wrote. Raises `DataError` when files are missing or do not belong together."""
+        """Map what `save` wrote into memory: processes on one machine share it, and texts are decoded when read.
+
+        Raises `DataError` when a file is missing, damaged or of another data set.
+        """
         folder = Path(folder)
         try:
-            with np.load(folder / _ARRAYS_FILE, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            facts = json.loads(arrays["facts"].tobytes())
-            users = json.loads((folder / _USERS_FILE).read_text(encoding="utf-8"))
-            with open(folder / _ITEMS_FILE, encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
-            ids, titles, texts = ([row[key] for row in rows] for key in ("id", "title", "text"))
-            periods = facts["periods"] and Periods(*facts["periods"])
-            loaded = Interactions(
+            facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+            for name, checksum in facts["files"].items():
+                if file_hash(_file(folder, name)) != checksum:
+                    rule = "does not fit its checksum: damaged, or of another data set; write the data again"
+                    raise DataError(f"{_file(folder, name)} {rule}")
+            arrays = {name: _mapped(_file(folder, name)) for name in _ARRAYS if name in facts["files"]}
+            users, ids, titles, texts = (TextColumn(_mapped(_file(folder, name))) for name in _TEXTS)
+            return Interactions(
                 users,
                 arrays["offsets"],
                 arrays["items"],
-                Items(ids, titles, texts),
+                Items(ids, titles, texts, facts["catalogue_hash"]),
                 arrays.get("timestamps"),
-                periods,
+                facts["periods"] and Periods(*facts["periods"]),
                 facts["dropped"],
             )
         except DataError as error:
             raise DataError(f"{folder}: {error}") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: cannot be read as saved interactions ({error})") from error
-        if loaded.data_hash != facts["data_hash"]:
-            rule = f"content hash is {loaded.data_hash}, but {facts['data_hash']} was saved; write it again"
-            raise DataError(f"{folder}: {rule}")
-        return loaded
 
 
 def build_interactions(
@@ -317,6 +319,15 @@ def build_interactions(
         None if timestamps is None else timestamps[keep_n],
         dropped=(dropped or {}) | {"short_users": int((~keep).sum())},
     )
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array in a file, page by page as it is read. What is written into it stays in this process."""
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def first_repeated(values: Iterable[str]) -> str | None:

@@ -74,7 +74,7 @@ def _encode_sentences(items: Items, config: EmbeddingsConfig) -> np.ndarray:
             f"be downloaded ({_first_line(error)}); without a network give the folder of a model that is there, or "
             "use encoder 'lsa'"
         ) from None
-    vectors = model.encode(items.texts, batch_size=config.batch_size, show_progress_bar=sys.stderr.isatty())
+    vectors = model.encode(list(items.texts), batch_size=config.batch_size, show_progress_bar=sys.stderr.isatty())
     vectors_NE = np.ascontiguousarray(vectors, dtype=np.float32)
     _refuse_row(~np.isfinite(vectors_NE).all(axis=1), "its vector has NaN or inf", items, config.model)
     return vectors_NE

@@ -31,6 +31,8 @@ class Fitted:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+    "of workers, threads or torch's version in mid-training, after which the bits are not those of one run"
 
 
 class RunFolder:
@@ -55,6 +57,7 @@ class RunFolder:
         stepper.restore(parts["optimizer"], facts["scaler"])
         fitted.rows, fitted.best, fitted.best_weights = facts["rows"], facts["best"], parts["best"]
         changed = [f"{key} {facts[key]} -> {value}" for key, value in _circumstances().items() if facts[key] != value]
+        fitted.changes = facts.get("changes", []) + [f"after epoch {epoch}: {change}" for change in changed]
         if changed:
             logger.warning("continuing, but not bit-exact: %s", ", ".join(changed))
         logger.info("continuing after epoch %d", epoch)
@@ -70,6 +73,7 @@ class RunFolder:
         tensors |= {f"best:{name}": tensor for name, tensor in fitted.best_weights.items()}
         tensors |= {f"optimizer:{name}": tensor for name, tensor in optimizer.items()}
         facts = {"epoch": epoch, "step": step, "rows": fitted.rows, "best": fitted.best, "scaler": scaler}
+        facts["changes"] = fitted.changes
         save_generation(self.path, epoch, tensors, facts | _circumstances())
         self.saved_at = time.monotonic()
 

@@ -207,7 +207,7 @@ def plan(ledger: Ledger, spans: Sequence[Span]) -> list[Block]:
     if planned is None:
         return [Text("No plan lies beside this sweep: sweeps plan FILE makes one before the start.")]
     resources = ledger.spec.resources
-    cpus, gpus = (each * resources.workers for each in (resources.cpus_per_worker, resources.gpus_per_worker))
+    cpus, gpus = (each * resources.most_workers for each in (resources.cpus_per_worker, resources.gpus_per_worker))
     busy = sum(span.seconds for span in spans)
     rows = [*planned_against_actual(planned, ledger)]
     finalists = planned.get("finalists") or {}

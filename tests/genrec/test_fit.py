@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,13 +236,17 @@ def final_weights_digest(folder: Path, rows: list[dict]) -> str:
     return digest({name.removeprefix("model:"): t for name, t in tensors.items() if name.startswith("model:")}, rows)
 
 
-def test_another_number_of_threads_is_told(tmp_path, caplog, monkeypatch):
+def test_another_number_of_threads_is_told_and_recorded(tmp_path, caplog, monkeypatch):
     with pytest.raises(Stopped):
         train(folder=tmp_path, report=stop_after(1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with caplog.at_level(logging.WARNING):
         train(folder=tmp_path)
     assert "not bit-exact: threads 1 -> 2" in caplog.text
+    monkeypatch.undo()
+    _, fitted = train(folder=tmp_path, epochs=EPOCHS + 1)
+    changes = ["after epoch 1: threads 1 -> 2", f"after epoch {EPOCHS}: threads 2 -> 1"]
+    assert fitted.changes == load_checkpoint(generations(tmp_path)[-1])[1]["changes"] == changes
 
 
 def test_checkpoints_wait_for_their_interval_but_for_the_last(tmp_path):
@@ -440,7 +445,15 @@ def test_two_workers_take_the_steps_of_one(tmp_path):
         torch.testing.assert_close(first[name], tensor, rtol=1e-6, atol=1e-8)
     _, facts = load_checkpoint(generations(tmp_path / "checkpoints")[-1])
     assert [row["loss"] for row in facts["rows"]] == pytest.approx([row["loss"] for row in fitted.rows], rel=1e-8)
-    assert facts["world"] == 2
+    assert (facts["world"], facts["changes"]) == (2, [])
+    # Another number of workers goes on from there: the same steps, but for the order of sums, and a note of it.
+    shutil.rmtree(generations(tmp_path / "checkpoints")[-1])
+    alone, resumed = train(
+        make_model(dropout=0.0).double(), folder=tmp_path / "checkpoints", batches=make_batches(**TOGETHER)
+    )
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(alone.state_dict()[name], tensor, rtol=1e-6, atol=1e-8)
+    assert resumed.changes == [f"after epoch {EPOCHS - 1}: world 2 -> 1"]
 
 
 # ---------------------------------------------------------- other processes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from genrec.data.interactions import DataError, Histories, Interactions, Items, Periods, build_interactions
+from genrec.data.text_column import TextColumn
 
 SEQUENCES = {"ann": [0, 1, 2, 3], "bob": [4, 4, 1], "cid": [5, 0], "dan": [2, 3, 1, 0, 5, 4]}
 
@@ -109,11 +110,11 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["interactions.npz", "items.jsonl", "users.json"])
+@pytest.mark.parametrize("name", ["facts.json", "offsets.npy", "items.npy", "users.npy", "item_titles.npy"])
 def test_loading_a_folder_with_a_missing_or_changed_file_is_an_error(tmp_path, name):
     make_interactions().save(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read|does not fit its checksum"):
         Interactions.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match="cannot be read"):
@@ -122,9 +123,19 @@ def test_loading_a_folder_with_a_missing_or_changed_file_is_an_error(tmp_path, n
 
 def test_loading_users_of_another_data_set_is_an_error(tmp_path):
     make_interactions().save(tmp_path)
-    (tmp_path / "users.json").write_text(json.dumps(["ann", "bob", "eve"]))
-    with pytest.raises(DataError, match="content hash"):
+    np.save(tmp_path / "users.npy", TextColumn.pack(["ann", "bob", "eve"]))
+    with pytest.raises(DataError, match=r"users.npy does not fit its checksum: damaged, or of another data set"):
         Interactions.load(tmp_path)
+
+
+def test_loaded_arrays_are_the_pages_of_their_files_and_writing_does_not_change_them(tmp_path):
+    make_timed().save(tmp_path)
+    loaded = Interactions.load(tmp_path)
+    mapped = Path("/proc/self/maps").read_text().split()
+    names = ("offsets", "items", "timestamps", "users", "item_ids", "item_titles", "item_texts")
+    assert {str(tmp_path / f"{name}.npy") for name in names} <= set(mapped)
+    loaded.items[0] = 5
+    assert Interactions.load(tmp_path).items[0] == 0
 
 
 def test_hash_follows_the_content_and_not_the_titles():

@@ -24,9 +24,11 @@ from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
 from sweeps.planner import (
+    local_slots,
     make_plan,
     num_trials,
     plan_lines,
+    plan_sweep,
     planned_against_actual,
     planned_configs,
     planned_points,
@@ -431,6 +433,27 @@ def test_plan_without_measuring_prints_json(tmp_path: Path):
     plan = json.loads(result.stdout)
     assert (plan["slots"], plan["search"]) == (8, None)
     assert read_plan(tmp_path / "tiny") == plan
+
+
+def test_an_elastic_sweep_is_priced_with_its_most_and_its_fewest_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sweeps.planner.measure_speed", lambda *_, **__: SPEED)
+    plans = {}
+    for name, workers in {"one": "1", "four": "4", "elastic": "{min: 1, max: 4}"}.items():
+        spec = tiny(tmp_path, f"resources: {{workers: {workers}, max_concurrent: 1}}\n", name=name)
+        plans[name] = plan_sweep(spec, tmp_path, cpus=4)
+    elastic = plans["elastic"]
+    assert elastic.search == plans["four"].search
+    assert elastic.search_with_fewest == plans["one"].search
+    assert elastic.search_with_fewest.seconds > elastic.search.seconds
+    assert "if every trial has only its fewest workers (1)" in "\n".join(plan_lines(elastic))
+    assert plans["four"].search_with_fewest is None
+
+
+@pytest.mark.parametrize(("cpus", "slots"), [(1, 1), (4, 1), (5, 2), (8, 2)])
+def test_what_is_left_of_the_cluster_is_one_more_elastic_trial(tmp_path: Path, cpus: int, slots: int):
+    assert local_slots(tiny(tmp_path, "resources: {workers: {min: 1, max: 4}}\n"), cpus) == slots
 
 
 def test_resources_that_are_not_there_are_named(tmp_path: Path):

@@ -95,6 +95,10 @@ def test_ray_that_runs_already_is_joined_and_left_running(ray_cluster: None) -> 
         (Resources(cpus_per_worker=3), 1),
         (Resources(workers=2), 2),
         (Resources(workers=4), 1),
+        (Resources(workers=4, min_workers=1), 1),
+        (Resources(workers=3, min_workers=1), 2),
+        (Resources(workers=3, min_workers=2), 1),
+        (Resources(workers=8, min_workers=4), 1),
     ],
 )
 def test_slots_are_what_the_nodes_can_hold(ray_cluster: None, resources: Resources, slots: int) -> None:
@@ -108,7 +112,7 @@ def test_what_does_not_fit_is_refused_with_have_and_need(ray_cluster: None) -> N
         trials_at_once(Resources(gpus_per_worker=1))
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}])
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus_per_worker": 0}, {"gpus_per_worker": -1}, {"min_workers": 2}])
 def test_resources_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         Resources(**wrong)

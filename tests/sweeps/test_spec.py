@@ -123,6 +123,12 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"resources: {{max_concurrent: 0}}\n{GRID}", "resources.max_concurrent: got 0"),
         (f"resources: {{memory_per_worker: -1}}\n{GRID}", "resources.memory_per_worker: got -1"),
         (f"resources: {{accelerator_type: A100}}\n{GRID}", "1: resources.accelerator_type: no trial has a GPU"),
+        (f"resources: {{workers: 0}}\n{GRID}", "1: resources.workers: got 0; input should be greater than 0"),
+        (f"resources: {{workers: two}}\n{GRID}", "1: resources.workers: got 'two'; input should be a valid integer"),
+        (f"resources: {{workers: {{min: 4, max: 2}}}}\n{GRID}", "min 4 is above max 2"),
+        (f"resources: {{workers: {{min: 0, max: 2}}}}\n{GRID}", "1: resources.workers.min: got 0; input should be"),
+        (f"resources: {{workers: {{min: 1}}}}\n{GRID}", "resources.workers.max: got nothing; a required key"),
+        (f"resources: {{workers: {{max: 2, mim: 1}}}}\n{GRID}", "mim: unknown key; did you mean 'min'?"),
         (
             f"metric: ndgc@10\n{GRID}",
             "1: metric: got 'ndgc@10'; expected one of recall@5, ndcg@5, mrr@5, coverage@5, recall@10",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -268,17 +269,23 @@ def test_two_drivers_of_one_sweep_are_refused_by_name(tmp_path: Path) -> None:
     driver.wait(timeout=60)
 
 
-def test_a_trial_with_two_workers_gives_the_numbers_of_one_worker(undisturbed: Path, tmp_path: Path) -> None:
-    """The other path: a worker group over gloo. Dropout differs by rank, so it is switched off for both."""
-    spec = tmp_path / "group.yaml"
-    text = SPEC.read_text().replace("set:", "set:\n  tiger.dropout: 0.0")
-    text = text.replace("budget: {trials: 6}", "budget: {trials: 1}").replace("seeds: 2", "seeds: 1")
-    values = {}
-    for workers in (1, 2):
-        spec.write_text(f"{text}\nresources: {{workers: {workers}}}\n")
-        name = f"w{workers}"
-        done = command("sweeps", "run", str(spec), "--name", name, "--storage", str(tmp_path / name), timeout=300)
-        assert done.returncode == 0, done.stderr
-        values[workers] = [row["loss"] for row in Ledger.read(tmp_path / name / name).trials()[0].epochs]
-    assert len(values[1]) == 3
-    assert values[2] == pytest.approx(values[1], rel=1e-3)
+def test_trials_with_two_workers_each_run_side_by_side_on_two_cpus(tmp_path: Path) -> None:
+    """The other path: worker groups over gloo, two at once, one that has to wait for its place, and the finalist."""
+    spec = tmp_path / "groups.yaml"
+    text = SPEC.read_text().replace("{type: grid, values: [rkmeans, rqvae]}", "{type: choice, values: [rkmeans]}")
+    text = text.replace("budget: {trials: 6}", "budget: {trials: 3}").replace("seeds: 2", "seeds: 1")
+    spec.write_text(f"{text}\nresources: {{workers: 2, cpus_per_worker: 0.5, max_concurrent: 2}}\n")
+    done = command("sweeps", "run", str(spec), "--storage", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    trials = Ledger.read(tmp_path / "tiny").trials()
+    assert [trial.status for trial in trials] == ["completed"] * 3
+    assert [len(trial.epochs) for trial in trials] == [3] * 3
+    first, second, third = sorted(time_of_trial(tmp_path / "tiny" / "logs" / f"{trial.id}.log") for trial in trials)
+    assert second[0] < first[1], "two at once"
+    assert third[0] >= min(first[1], second[1]), "no more than two"
+
+
+def time_of_trial(log: Path) -> tuple[str, str]:
+    """When its process began and ended it, to the second."""
+    said = [line for line in log.read_text().splitlines() if re.match(rf"\S+ \S+ {log.stem} (starts|completed)", line)]
+    return said[0][:19], said[-1][:19]
