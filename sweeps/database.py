@@ -134,7 +134,7 @@ def _intermediate(value: float) -> dict[str, Any]:
 
 
 class DriverRow:
-    """The note of the driver (`sweeps.driver_lock.Note`) among the system attributes of the search's study."""
+    """The note of the driver (`genrec.lease.Note`) among the system attributes of the search's study."""
 
     def __init__(self, storage: RDBStorage, study_id: int):
         self._engine = storage.engine

@@ -148,7 +148,7 @@ def _common(
     return {
         "function": functools.partial(
             run_trial,
-            store=str(store.root),
+            store=store.address,
             health=spec.health.model_dump(),
             tracked=tracked_sweep(ledger.folder),
             checkpoint_interval=checkpoint_interval,

@@ -183,7 +183,7 @@ def plan_sweep(
         probes = probe_configs(configs, [_work(config, bench, works) for config in configs])
         speed = measure_speed(
             probes,
-            str(bench.store.root),
+            bench.store.address,
             processes=_processes(spec, slots),
             threads=max(1, int(spec.resources.cpus_per_worker)),
         ).over(spec.resources.workers)

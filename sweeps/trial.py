@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import open_store
 from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
 from genrec.tracking import TrackedRun, open_tracker
@@ -48,7 +48,7 @@ def run_trial(
     config = validate_config(payload["config"])
     if checkpoint_interval is not None:
         config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
-    artifacts = ArtifactStore(store)
+    artifacts = open_store(store)
     mine = tracked and tracked_trial(tracked, payload["id"], payload["kind"], config)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
     found = open_ids(artifacts, shared.keys).health
