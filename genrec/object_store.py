@@ -12,11 +12,12 @@ import hashlib
 import os
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from genrec.errors import InputError
@@ -25,6 +26,8 @@ ATTEMPTS = 7
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
 "seconds before the second attempt and, doubled each time, at the most; all attempts together wait about 16 s"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+IN_ONE_PIECE = 64 * 2**20
+"bytes up to which a file goes by one request"
 CACHE_VARIABLE = "GENREC_CACHE"
 "names the folder of this machine for what is copied from object stores"
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
@@ -70,6 +73,11 @@ def checked_url(url: str) -> str:
     if parts.scheme != "s3" or not parts.netloc:
         raise InputError(f"storage {shown}: expected a folder or s3://BUCKET/PREFIX")
     return url.rstrip("/")
+
+
+def checked_storage(storage: str) -> str:
+    """A folder, or the URL of an object store, as a setting may have it. Raises `InputError`."""
+    return checked_url(storage) if is_url(storage) else storage
 
 
 def cache_of(url: str) -> Path:
@@ -148,29 +156,35 @@ class ObjectStore:
             found = self.read(name)  # ours, if an attempt before the last arrived and its answer did not
             return found.tag if found is not None and found.data == data else None
 
-    def upload(self, path: Path, name: str) -> None:
-        """A file of any size; the object appears when it is whole."""
+    def upload(self, path: Path, name: str) -> str:
+        """A file of any size; the object appears when it is whole. Returns its tag."""
+
+        def put() -> str:
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size <= IN_ONE_PIECE:
+                    return str(self._client.put_object(**self._at(name), Body=file)["ETag"])
+                return self._upload_in_parts(file, name)
+
+        return self._try("write", name, put)
+
+    def _upload_in_parts(self, file: BinaryIO, name: str) -> str:
         from boto3.s3.transfer import TransferConfig
 
-        one = TransferConfig(use_threads=False)
+        one_by_one = TransferConfig(use_threads=False)
+        self._client.upload_fileobj(file, self._bucket, self._key(name), Config=one_by_one)
+        return str(self._client.head_object(**self._at(name))["ETag"])
 
-        def put() -> None:
-            with open(path, "rb") as file:
-                self._client.upload_fileobj(file, self._bucket, self._key(name), Config=one)
+    def download(self, name: str, path: Path) -> tuple[str, str]:
+        """Into a file; returns SHA-256 and tag of what came. Raises `StorageError` where there is no such object."""
 
-        self._try("write", name, put)
-
-    def download(self, name: str, path: Path) -> str:
-        """Into a file; returns the SHA-256 of what came. Raises `StorageError` where there is no such object."""
-
-        def get() -> str:
+        def get() -> tuple[str, str]:
             digest = hashlib.sha256()
-            body = self._client.get_object(**self._at(name))["Body"]
+            answer = self._client.get_object(**self._at(name))
             with open(path, "wb") as file:
-                for block in body.iter_chunks(1 << 20):
+                for block in answer["Body"].iter_chunks(1 << 20):
                     digest.update(block)
                     file.write(block)
-            return digest.hexdigest()
+            return digest.hexdigest(), answer["ETag"]
 
         path.parent.mkdir(parents=True, exist_ok=True)
         found = self._unless_missing("read", name, get)
@@ -180,7 +194,12 @@ class ObjectStore:
 
     def names(self, below: str = "") -> list[str]:
         """Of all objects whose names begin with `below`."""
-        return [item["Key"][len(self._key("")) :] for page in self._pages(below) for item in page.get("Contents", ())]
+        return list(self.tags(below))
+
+    def tags(self, below: str = "") -> dict[str, str]:
+        """Name -> tag of all objects whose names begin with `below`."""
+        items = [item for page in self._pages(below) for item in page.get("Contents", ())]
+        return {item["Key"][len(self._key("")) :]: item["ETag"] for item in items}
 
     def folders(self) -> list[str]:
         """The first parts of the names of all objects that lie deeper."""
@@ -203,6 +222,23 @@ class ObjectStore:
 
     def _delete(self, some: list[dict[str, str]]) -> None:
         self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": some, "Quiet": True})
+
+    def probe(self) -> None:
+        """Write, read, list and delete an object below the URL. Raises `StorageError` for a store or credentials that
+        do not let us, or that take a conditional write whose condition does not hold."""
+        name = f".probe-{secrets.token_hex(8)}"
+        tag = self.create(name, b"1")
+        try:
+            again = self.create(name, b"2")
+            newer = self.replace(name, b"3", tag or "")
+            late = self.replace(name, b"4", tag or "")
+            if again or late or not newer or self.read(name) != (b"3", newer) or self.tags(name) != {name: newer}:
+                raise StorageError(
+                    f"{self.url}: the store does not keep the conditions of writes (If-Match, If-None-Match), so two "
+                    "nodes would make the same artifact; fix: one that does, as Amazon's and recent MinIO"
+                )
+        finally:
+            self.delete([name])
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

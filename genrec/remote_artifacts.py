@@ -287,7 +287,7 @@ def fetch(objects: ObjectStore, files: Mapping[str, Mapping[str, Any]], folder: 
     """Download `files` into `folder`. Raises `StorageError` for one that does not have its checksum."""
     for path, file in files.items():
         for _ in range(2):  # what was damaged on its way is not damaged again
-            if objects.download(file["object"], folder / path) == file["sha256"]:
+            if objects.download(file["object"], folder / path)[0] == file["sha256"]:
                 break
         else:
             raise StorageError(f"{objects.url}/{file['object']}: damaged (it does not have its checksum)")

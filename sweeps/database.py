@@ -31,6 +31,7 @@ from genrec.errors import InputError
 from sweeps.driver_lock import DriverLock, seems_alive
 from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
+from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
 from sweeps.study_storage import FINALISTS, SEARCH, SPEC, directions_of
 
@@ -232,7 +233,7 @@ class DatabasePlace:
         write_text(self.folder / POINTER, json.dumps(note, indent=1) + "\n")
 
     def lock(self) -> DriverLock:
-        return DriverLock(self.folder, self._row())
+        return lock_of(self.folder, self._row())
 
     def is_driven(self) -> bool:
         """Whether a driver lives, or seems to on another machine."""

@@ -14,12 +14,14 @@ from typing import Any
 
 from genrec.artifacts import ArtifactStore
 from genrec.config import RunConfig
+from genrec.errors import InputError
+from genrec.object_store import is_url
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
-from sweeps.folders import artifact_store
+from sweeps.folders import artifact_store, storage_of, url_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes
 from sweeps.ray_cluster import Resources, cluster_size, is_own_ray, start_ray
@@ -27,6 +29,7 @@ from sweeps.ray_tune import OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages
+from sweeps.spec import SweepSpec
 from sweeps.stopping import rule_of
 from sweeps.trial import GATE, run_trial, tracked_sweep
 
@@ -40,11 +43,13 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
 
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
-    store = artifact_store(ledger.folder.parent)
+    storage = storage_of(ledger.folder.parent)
+    store = artifact_store(storage)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
         if not is_own_ray():
-            check_nodes(store.root.parent, ledger.spec.base_config())
+            _refuse_groups(ledger.spec, storage)
+            check_nodes(storage, ledger.spec.base_config())
         ledger.set_fact("cluster", cluster_size())
         if ledger.fact("phase") in (None, "searching"):
             _search(ledger, store, on_event)
@@ -52,6 +57,15 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
     conclude(ledger, store, say)
     _report(ledger, say)
+
+
+def _refuse_groups(spec: SweepSpec, storage: str) -> None:
+    """The workers of a group share a folder for its checkpoints, which an object store is not."""
+    if is_url(storage) and spec.resources.workers > 1:
+        raise InputError(
+            f"storage {storage}: trials with resources.workers {spec.resources.workers} on a cluster need a folder "
+            "that all nodes share; fix: --storage FOLDER, or resources.workers 1"
+        )
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -155,6 +169,7 @@ def _common(
         ),
         "name": spec.name,
         "folder": ledger.folder,
+        "storage": url_of(ledger.folder.parent),
         "resources": Resources.of(spec.resources),
         "max_concurrent": spec.resources.max_concurrent,
         "metric": spec.metric,

@@ -125,8 +125,8 @@ def is_driven(folder: Path) -> bool:
         return seems_alive(driver)
     try:
         return is_locked(folder / LOCK)
-    except OSError:
-        return False
+    except OSError:  # no lock here: a copy of the folder
+        return seems_alive(driver)
 
 
 def is_locked(path: Path) -> bool:

@@ -168,7 +168,7 @@ def plan_sweep(
     this machine lacks the GPU that a trial asks for. `cpus` and `gpus` are those of the cluster, by default this
     machine's. Raises `InputError` for a space without a feasible point and for resources too small for one trial.
     """
-    from sweeps.folders import artifact_store
+    from sweeps.folders import artifact_store, working_folder
 
     slots = local_slots(spec, cpus, gpus)
     bench = Workbench(artifact_store(storage))
@@ -188,7 +188,7 @@ def plan_sweep(
             threads=max(1, int(spec.resources.cpus_per_worker)),
         ).over(spec.resources.workers)
     plan = make_plan(spec, bench, slots, speed, works)
-    plan.write(Path(storage) / spec.name)
+    plan.write(working_folder(storage) / spec.name)
     return plan
 
 

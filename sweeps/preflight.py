@@ -26,8 +26,10 @@ import sweeps
 from genrec.config import RunConfig, content_hash, validate_config
 from genrec.durable import file_hash
 from genrec.errors import InputError
+from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
 from sweeps.driver_lock import is_locked
+from sweeps.folders import working_folder
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
@@ -39,21 +41,19 @@ class ClusterNotReady(ConnectionError):
     """Nodes on which trials could not run, or would run differently; a line for each fault."""
 
 
-def check_nodes(storage: Path, config: RunConfig) -> None:
+def check_nodes(storage: str | Path, config: RunConfig) -> None:
     """Ask every living node. Ray must be initialised. Raises `ClusterNotReady`.
 
     Nodes that join later are not asked.
     """
-    _refuse_temporary(storage)
-    storage.mkdir(parents=True, exist_ok=True)
-    with _probe_folder(storage) as probe:
-        here = facts_of_this_node(str(probe), config.to_dict())
+    with _probe_object(str(storage)) if is_url(storage) else _probe_folder(Path(storage)) as probe:
+        here = facts_of_this_node(probe, config.to_dict())
         asked = {}
         task = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
         for node in (node for node in ray.nodes() if node["Alive"]):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
-            asked[name] = task.options(scheduling_strategy=there).remote(str(probe), config.to_dict())
+            asked[name] = task.options(scheduling_strategy=there).remote(probe, config.to_dict())
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
         found = [f"node {name}: {fault}" for name, answer in asked.items() for fault in _faults(here, answer)]
     if found:
@@ -61,12 +61,19 @@ def check_nodes(storage: Path, config: RunConfig) -> None:
 
 
 def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What a node has and can do, as plain JSON. `probe` is the folder in the storage that the driver has prepared."""
-    folder = Path(probe)
-    facts: dict[str, Any] = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
-    if not facts["storage"]:
-        facts["keeps_locks"] = is_locked(folder / "lock")
-        facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
+    """What a node has and can do, as plain JSON. `probe` is the folder, or the object, that the driver has prepared in
+    the storage."""
+    facts: dict[str, Any] = {"versions": versions(), "data": "", "free": {}}
+    if is_url(probe):
+        facts |= {"storage": _fault_of_store(probe), "keeps_locks": True}
+        cache = working_folder(probe.rpartition("/")[0])
+        facts["free"][str(cache)] = shutil.disk_usage(cache).free
+    else:
+        folder = Path(probe)
+        facts["storage"] = _fault_of_storage(folder)
+        if not facts["storage"]:
+            facts["keeps_locks"] = is_locked(folder / "lock")
+            facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
     facts["free"][tempfile.gettempdir()] = shutil.disk_usage(tempfile.gettempdir()).free
     try:
         facts["data"] = stage_keys(validate_config(config))["embeddings"]
@@ -124,16 +131,42 @@ def _refuse_temporary(storage: Path) -> None:
 
 
 @contextmanager
-def _probe_folder(storage: Path) -> Iterator[Path]:
+def _probe_folder(storage: Path) -> Iterator[str]:
     """A folder in the storage with a lock that is held, for the block."""
+    _refuse_temporary(storage)
+    storage.mkdir(parents=True, exist_ok=True)
     folder = storage / f".preflight-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         with open(folder / "lock", "w", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield folder
+            yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _probe_object(storage: str) -> Iterator[str]:
+    """An object in the storage, for the block."""
+    store, name = ObjectStore(storage), f".preflight-{secrets.token_hex(4)}"
+    store.write(name, b"")
+    try:
+        yield f"{storage}/{name}"
+    finally:
+        store.delete([name])
+
+
+def _fault_of_store(probe: str) -> str:
+    """Why this node cannot use the object store; empty if it can."""
+    storage, _, name = probe.rpartition("/")
+    store = ObjectStore(storage)
+    try:
+        if not store.has(name):
+            return f"sees another {storage} than the driver; fix: the same endpoint (AWS_ENDPOINT_URL_S3) on all nodes"
+        store.probe()
+    except (StorageError, InputError) as error:
+        return f"cannot use the storage: {error}"
+    return ""
 
 
 def _fault_of_storage(folder: Path) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 
 from genrec.artifacts import open_store
 from genrec.config import RunConfig, validate_config, with_values
+from genrec.object_store import is_url
 from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
 from genrec.tracking import TrackedRun, open_tracker
+from sweeps.folders import TRACKING, storage_with
 from sweeps.measuring import measure
+from sweeps.mirror import folder_here
 from sweeps.records import Stopped
 
-TRACKING = "tracking"
-"the folder of trackers' files in that of a sweep"
 GATE = "health gate"
 "how the reason of a trial begins whose semantic IDs broke a rule of the sweep"
 
@@ -49,6 +50,8 @@ def run_trial(
     if checkpoint_interval is not None:
         config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
     artifacts = open_store(store)
+    if tracked is not None and is_url(store):
+        tracked = replace(tracked, folder=str(folder_here(storage_with(store), str(tracked.group)) / TRACKING))
     mine = tracked and tracked_trial(tracked, payload["id"], payload["kind"], config)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
     found = open_ids(artifacts, shared.keys).health

@@ -19,7 +19,7 @@ def objects(s3: str, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     return ObjectStore(s3)
 
 
-def test_what_is_written_is_read_listed_and_deleted(objects: ObjectStore, tmp_path: Path):
+def test_what_is_written_is_read_listed_and_deleted(objects: ObjectStore, tmp_path: Path, monkeypatch):
     assert objects.read("a/x") is None
     objects.write("a/x", b"1")
     objects.write("b", b"2")
@@ -29,9 +29,10 @@ def test_what_is_written_is_read_listed_and_deleted(objects: ObjectStore, tmp_pa
     assert sorted(objects.names()) == ["a/x", "b"]
     assert objects.names("a/") == ["a/x"]
     assert objects.folders() == ["a"]
-    (tmp_path / "file").write_bytes(b"3" * 9_000_000)  # in two parts
-    objects.upload(tmp_path / "file", "c")
-    objects.download("c", tmp_path / "again")
+    monkeypatch.setattr(object_store, "IN_ONE_PIECE", 1_000_000)
+    (tmp_path / "file").write_bytes(b"3" * 9_000_000)  # more than a part
+    tag = objects.upload(tmp_path / "file", "c")
+    assert objects.download("c", tmp_path / "again")[1] == tag == objects.tags()["c"]
     assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
     objects.delete(["a/x", "b", "c", "never"])
     assert objects.names() == []

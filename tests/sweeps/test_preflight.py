@@ -57,7 +57,7 @@ def test_a_storage_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
 
 def test_a_lock_that_nobody_holds_is_seen_to_be_free(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
-    assert not preflight._is_locked(tmp_path / "lock")
+    assert not preflight.is_locked(tmp_path / "lock")
 
 
 def test_the_temporary_folder_of_a_job_is_refused_as_storage(tmp_path: Path) -> None:
