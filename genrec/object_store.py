@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from genrec.errors import InputError
+from genrec.errors import InputError, without_login
 
 ATTEMPTS = 7
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
@@ -56,11 +56,10 @@ def checked_url(url: str) -> str:
     """`url` without a slash at its end. Raises `InputError` for one that no store is behind, without showing keys."""
     try:
         parts = urlsplit(url)
-        login = parts.username is not None or "@" in parts.netloc
     except ValueError:
         raise InputError("storage: not a URL; expected a folder or s3://BUCKET/PREFIX") from None
-    shown = re.sub(r"://[^/]*@", "://***@", url)
-    if login or parts.query or parts.fragment:
+    shown = without_login(url)
+    if "@" in url or parts.query or parts.fragment:
         raise InputError(
             f"storage {shown.partition('?')[0]}: a URL holds no keys; fix: leave them out and set AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every node"

@@ -133,6 +133,7 @@ def test_without_credentials_the_machine_is_told_what_to_set(s3: str, monkeypatc
     [
         ("s3://key:hunter2@bucket/x", r"a URL holds no keys; fix: leave them out"),
         ("s3://key@bucket/x", r"a URL holds no keys"),
+        ("s3://key:hunter2/with+slash@bucket/x", r"a URL holds no keys"),
         ("s3://bucket/x?secret=hunter2", r"a URL holds no keys"),
         ("gs://bucket/x", r"Google's store is not supported yet"),
         ("s3:///x", r"expected a folder or s3://BUCKET/PREFIX"),

@@ -262,7 +262,8 @@ def test_a_node_that_can_use_the_store_has_no_fault_and_nothing_stays_in_it(fact
     [
         ({"kind": "403", "method": "PUT"}, "cannot use the storage: s3://.* may not write"),
         ({"kind": "403", "method": "POST"}, "may not delete"),
-        ({"kind": "403", "method": "GET", "skip": 1}, "may not list"),
+        ({"kind": "403", "method": "GET", "name": "probe"}, "may not read"),
+        ({"kind": "403", "method": "GET", "skip": 3}, "may not list"),
         ({"kind": "501", "method": "PUT"}, "knows no conditional writes"),
     ],
 )
