@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
 from genrec.errors import InputError
+from genrec.object_store import checked_url, is_url
 from sweeps import api
 from sweeps.folders import DEFAULT, has_sweep, working_folder
 from sweeps.reuse import check_names
@@ -38,11 +39,24 @@ def main(debug: bool) -> None:
     """
 
 
+class Storage(click.Path):
+    """A folder, or the URL of an object store."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return checked_url(value) if is_url(value) else super().convert(value, parameter, context)
+
+
 storage_option = click.option(
-    "--storage", default=DEFAULT, show_default=True, help="Folder of all sweeps, or s3://BUCKET/PREFIX."
+    "--storage",
+    default=DEFAULT,
+    show_default=True,
+    type=Storage(file_okay=False),
+    help="Folder of all sweeps, or s3://BUCKET/PREFIX.",
 )
 storage_of_file_option = click.option(
-    "--storage", help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}."
+    "--storage",
+    type=Storage(file_okay=False),
+    help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
