@@ -39,6 +39,8 @@ class Lease:
         can be alive in it."""
         self.seen_alive = False
         "whether the present holder has shown a sign of life, after `try_acquire` failed"
+        self.predecessor: str | None = None
+        "token of the holder from whom this one took over"
         self.facts: dict[str, Any] = {}
         "what the holder keeps in the note beside its name; what the one before has kept is taken over"
         self._note = note
@@ -63,7 +65,7 @@ class Lease:
         holder = parsed(found)
         if holder and self._may_live(holder, found):
             return False
-        self.facts = holder.get("facts") or {}
+        self.predecessor, self.facts = holder.get("token"), holder.get("facts") or {}
         owner = this_process() | {"token": uuid.uuid4().hex, "beats": 0, "beaten": time.time(), "facts": self.facts}
         if not self._note.swap(found, _text(owner)):
             return False

@@ -25,7 +25,7 @@ from genrec.errors import InputError, without_login
 ATTEMPTS = 7
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
 "seconds before the second attempt and, doubled each time, at the most; all attempts together wait about 16 s"
-CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 IN_ONE_PIECE = 64 * 2**20
 "bytes up to which a file goes by one request"
 CACHE_VARIABLE = "GENREC_CACHE"

@@ -31,6 +31,8 @@ from genrec.object_store import Object, ObjectStore, StorageError, cache_of
 
 logger = logging.getLogger(__name__)
 CLAIM = "claim"
+BUILDER = ".builder"
+"in the folder of a stage that is being made: under which claim its checkpoints were written"
 BEAT = 5.0
 "seconds between two heartbeats of a claim, and between two looks for new checkpoints"
 EXPIRY = 30.0
@@ -197,11 +199,15 @@ class _Uploads:
         self._turn = threading.Lock()
 
     def restore(self) -> None:
-        """Go on from the checkpoints in the store, where there are any; those here may be of an earlier attempt."""
-        if self._files:
+        """Go on from the checkpoints in the store, where there are any; or from those here, if the last builder wrote
+        them: they are the same or newer. Any others here are of an attempt before that."""
+        mark = self._part / BUILDER
+        last = mark.read_text() if mark.exists() else None
+        if self._files and last != self._lease.predecessor:
             shutil.rmtree(self._folder, ignore_errors=True)
             fetch(self._objects, self._files, self._part)
             self._seen = _listing(self._folder)
+        mark.write_text(self._lease.token)
 
     @contextmanager
     def of_checkpoints(self) -> Iterator[None]:
@@ -261,7 +267,7 @@ class _Uploads:
     def publish(self, facts: dict[str, Any]) -> bool:
         """Upload the whole artifact, then `DONE`; whether it became the artifact."""
         paths = [path.relative_to(self._part).as_posix() for path in sorted(self._part.rglob("*")) if path.is_file()]
-        files = {path: self._put(path) for path in paths if Path(path).parts[0] != CHECKPOINTS}
+        files = {path: self._put(path) for path in paths if Path(path).parts[0] not in (CHECKPOINTS, BUILDER)}
         found = self._found
         done = {"stage": found.stage, "key": found.key, "by": self._lease.token, "facts": facts, "files": files}
         published = self._lease.is_held() and (

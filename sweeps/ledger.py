@@ -123,7 +123,7 @@ class Ledger:
         try:
             if place.exists():
                 raise LedgerError(
-                    f"{folder}: exists; use sweeps resume {folder.name}, "
+                    f"{storage_of(folder.parent)}/{folder.name}: exists; use sweeps resume {folder.name}, "
                     "with --trials, --time or --file where there is more to do"
                 )
             place.write(spec)

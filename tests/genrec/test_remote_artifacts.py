@@ -154,6 +154,26 @@ def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_chec
     assert {Path(name).name for name in store.objects.names()} == {DONE, "1-number"}
 
 
+def test_checkpoints_that_did_not_reach_the_store_are_continued_on_their_own_node(s3: str, s3_server: Any, monkeypatch):
+    def fail(folder: Path) -> dict[str, int]:
+        save(folder, 1)
+        wait_until(lambda: any("manifest" in name for name in ObjectStore(s3).names()))
+        s3_server.fail(*[{"kind": "403", "method": "PUT", "name": "tensors"}] * 100)
+        save(folder, 2)
+        raise OSError("killed")
+
+    def look(folder: Path) -> dict[str, int]:
+        return {"epochs": latest(folder)}
+
+    for key, expected in (("a", 2), ("b", 1)):
+        with pytest.raises(OSError, match="killed"):
+            RemoteArtifactStore(s3).ensure("tiger", key, fail, pytest.fail)
+        s3_server.fail()
+        store = RemoteArtifactStore(s3) if key == "a" else other_node(s3, "b", monkeypatch)
+        folder, _ = store.ensure("tiger", key, look, pytest.fail)
+        assert f'"epochs": {expected}' in (folder / DONE).read_text()
+
+
 def test_an_abandoned_build_is_discarded_with_its_checkpoints(s3: str):
     def fail(folder: Path) -> dict[str, int]:
         save(folder, 1)
