@@ -106,8 +106,8 @@ class RemoteArtifactStore(ArtifactStore):
             if done is not None:
                 return self._fetch(part, done), False
             if lease.try_acquire():
-                if found.done() is not None:  # published between the two looks; its maker deletes the claim
-                    lease.release()
+                if found.done() is not None:  # published between the two looks
+                    found.drop(lease)
                     continue
                 facts = self._build(found, lease, part, build)
                 if facts is not None:
@@ -127,7 +127,11 @@ class RemoteArtifactStore(ArtifactStore):
             uploads.restore()
             with uploads.of_checkpoints():
                 facts = build(part)
-            return facts if uploads.publish(facts) else None
+            if uploads.publish(facts):
+                return facts
+            if lease.is_held():
+                found.drop(lease)
+            return None
         finally:
             lease.release()
 
@@ -179,6 +183,11 @@ class _Stage:
 
     def lease(self) -> Lease:
         return Lease(ObjectNote(self.objects, self.at(CLAIM)), beat=BEAT, expiry=EXPIRY)
+
+    def drop(self, lease: Lease) -> None:
+        """End the claim of what is finished; there is nothing to go on with."""
+        lease.abandon()
+        self.objects.delete([self.at(CLAIM)])
 
     def done(self) -> dict[str, Any] | None:
         """What `DONE` says: facts and files; None while the artifact is not finished."""
@@ -278,7 +287,10 @@ class _Uploads:
             return False
         self._lease.abandon()
         kept = {found.at(DONE), *(file["object"] for file in files.values())}
-        self._objects.delete([name for name in self._objects.names(found.at("")) if name not in kept])
+        try:
+            self._objects.delete([name for name in self._objects.names(found.at("")) if name not in kept])
+        except StorageError as error:
+            logger.warning("%s is finished; what it no longer needs stays in the store: %s", found.name, error)
         return True
 
     def _put(self, path: str) -> dict[str, Any]:

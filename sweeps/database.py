@@ -29,6 +29,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from genrec.durable import write_text
 from genrec.errors import InputError
 from sweeps.driver_lock import DriverLock, seems_alive
+from sweeps.folders import url_of
 from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
 from sweeps.mirror import lock_of
@@ -300,6 +301,11 @@ def _usable(written: str, folder: Path) -> URL:
     url = url.set(drivername=driver_of(url.drivername, lambda name: importlib.util.find_spec(name) is not None))
     if url.get_backend_name() == "sqlite" and url.database:
         path = Path(url.database)
+        if not path.is_absolute() and (store := url_of(folder.parent)) is not None:
+            raise InputError(
+                f"ledger: {written}: a relative path counts from the storage's folder, and {store} is none; "
+                "fix: an absolute path, or ledger: postgresql://HOST/DATABASE"
+            )
         path = path if path.is_absolute() else folder.absolute().parent / path
         if (kind := on_network_file_system(path)) is not None:
             raise LedgerError(

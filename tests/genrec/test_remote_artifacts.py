@@ -289,6 +289,7 @@ def test_of_two_that_have_both_built_the_first_to_publish_wins(s3: str, monkeypa
     assert not built
     assert '"items": 1' in (folder / DONE).read_text()
     assert not (folder / "deep").exists()
+    assert store.objects.names() == [f"tiger-k/{DONE}"]
 
 
 def pair(store: RemoteArtifactStore, root: Path, name: str) -> None:

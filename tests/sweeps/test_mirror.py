@@ -140,6 +140,22 @@ def test_a_driver_that_lost_its_lease_writes_nothing_more_here_or_there(
     assert completed(s3) == ["trial-0000", second]
 
 
+def test_of_a_sweep_whose_ledger_is_in_a_database_only_the_rest_is_copied(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = load_spec(TINY, {"ledger": f"sqlite:///{tmp_path}/ledgers.db"})
+    with create(s3, spec) as ledger:
+        first = run_one(ledger)
+        (ledger.folder / "best.yaml").write_text("1")
+    assert sorted(ObjectStore(f"{s3}/tiny").names()) == ["best.yaml", "driver.json", "ledger.json"]
+    other_machine("b", monkeypatch)
+    with resumed(s3) as ledger:
+        assert (ledger.folder / "best.yaml").read_text() == "1"
+        assert [record.id for record in ledger.trials()] == [first]
+    with pytest.raises(InputError, match=f"a relative path counts from the storage's folder, and {s3} is none"):
+        create(s3, load_spec(TINY, {"ledger": "sqlite:///ledgers.db", "name": "other"}))
+
+
 def test_a_journal_that_another_has_written_is_not_overwritten(s3: str, spec: SweepSpec):
     """The last guard: where a driver is wrong about its lease."""
     ledger = create(s3, spec)
@@ -304,6 +320,16 @@ def test_urls_that_cannot_be_used_are_refused_with_code_2_and_without_the_key(tm
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 2, result.output
         assert "hunter2" not in result.output
+
+
+def test_worker_groups_of_a_cluster_need_a_folder():
+    from sweeps.driver import _refuse_groups
+
+    spec = load_spec(TINY, {"resources.workers": 2})
+    _refuse_groups(spec, "/shared/runs")
+    _refuse_groups(load_spec(TINY), "s3://bucket/runs")
+    with pytest.raises(InputError, match="resources.workers 2 on a cluster need a folder that all nodes share"):
+        _refuse_groups(spec, "s3://bucket/runs")
 
 
 def test_comparisons_in_an_object_store_are_refused(s3: str):
