@@ -1,5 +1,7 @@
 """The stage store: folders named by stage and key, made once, by one process at a time.
 
+In a folder that all nodes share (here), or in an object store with a copy on every node (`genrec.remote_artifacts`).
+
 A stage builds in `<stage>-<key>.part` while it holds the lock of that key; the finished folder gets its `DONE` file and
 is then renamed, so what bears the final name is whole. The kernel frees the lock of a builder that dies, and the next
 one goes on in the folder it left: checkpoints in it are continued.
@@ -17,12 +19,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from genrec.durable import flush, put, write_json
+from genrec.object_store import is_url
 
 ARTIFACTS = ".artifacts"
 "the store's folder below that of models or sweeps"
+CHECKPOINTS = "checkpoints"
+"in the folder of a stage that is being made: what a killed builder's successor goes on from"
 DONE = "DONE"
 POLL_SECONDS = 0.1
 NOTICE_SECONDS = 30.0
+
+
+def open_store(address: str | Path) -> ArtifactStore:
+    """The store in a folder, or at the URL of an object store. Raises `InputError` for a URL that is none."""
+    if not is_url(address):
+        return ArtifactStore(address)
+    from genrec.remote_artifacts import RemoteArtifactStore
+
+    return RemoteArtifactStore(str(address))
 
 
 class ArtifactStore:
@@ -31,8 +45,16 @@ class ArtifactStore:
     def __init__(self, root: Path | str):
         self.root = Path(root)
 
+    @property
+    def address(self) -> str:
+        """What `open_store` wants, to open this store in another process, on whatever node."""
+        return str(self.root)
+
     def path(self, stage: str, key: str) -> Path:
         """Where the finished artifact is, or will be."""
+        return self._final(stage, key)
+
+    def _final(self, stage: str, key: str) -> Path:
         return self.root / f"{stage}-{key}"
 
     def part(self, stage: str, key: str) -> Path:
@@ -40,7 +62,10 @@ class ArtifactStore:
         return self.root / f"{stage}-{key}.part"
 
     def has(self, stage: str, key: str) -> bool:
-        return (self.path(stage, key) / DONE).is_file()
+        return self._is_here(stage, key)
+
+    def _is_here(self, stage: str, key: str) -> bool:
+        return (self._final(stage, key) / DONE).is_file()
 
     def ensure(
         self, stage: str, key: str, build: Callable[[Path], dict[str, Any]], notice: Callable[[str], None]
@@ -49,18 +74,19 @@ class ArtifactStore:
 
         `build` returns facts for `DONE`. Only one process builds a key; others wait, telling `notice` now and then.
         """
-        if self.has(stage, key):
-            return self.path(stage, key), False
+        final = self._final(stage, key)
+        if self._is_here(stage, key):
+            return final, False
         self.root.mkdir(parents=True, exist_ok=True)
         lock = self._claim(stage, key, notice)
         try:
-            if self.has(stage, key):
-                return self.path(stage, key), False
+            if self._is_here(stage, key):
+                return final, False
             part = self.part(stage, key)
             part.mkdir(exist_ok=True)
             facts = build(part)
-            self._publish(part, self.path(stage, key), {"stage": stage, "key": key, **facts})
-            return self.path(stage, key), True
+            self._publish(part, final, {"stage": stage, "key": key, **facts})
+            return final, True
         finally:
             lock.release()
 

@@ -81,7 +81,9 @@ def main(debug: bool) -> None:
 # ------------------------------------------------------------ options shared
 
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores when left out.")
-store_option = click.option("--store", help="Folder of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts.")
+store_option = click.option(
+    "--store", help="Folder or URL (s3://) of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts."
+)
 format_option = click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
@@ -125,13 +127,13 @@ def _start(
     run = load_config(config, overrides, model=model, tell=_tell)
     if raw_dir is not None and run.dataset.source == "synthetic":
         raise ConfigError([f"--raw-dir {raw_dir}: dataset.source is 'synthetic', which reads no files"])
-    from genrec.artifacts import ArtifactStore
+    from genrec.artifacts import open_store
     from genrec.training import default_store
 
     level = logging.INFO if _speaks() else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     _set_threads(threads)
-    return run, ArtifactStore(store) if store else default_store(run)
+    return run, open_store(store) if store else default_store(run)
 
 
 def _speaks() -> bool:
@@ -347,14 +349,14 @@ def evaluate(
     newest below runs/ is taken.
     """
     folders = _bundles(bundles)
-    from genrec.artifacts import ArtifactStore
+    from genrec.artifacts import open_store
     from genrec.comparison import measure_bundles, table_lines
     from genrec.config import validate_config
     from genrec.pipeline import open_tiger
     from genrec.training import default_store
 
     _set_threads(threads)
-    artifacts = ArtifactStore(store) if store else default_store(validate_config(open_tiger(folders[0])[1]["config"]))
+    artifacts = open_store(store) if store else default_store(validate_config(open_tiger(folders[0])[1]["config"]))
     protocols = cast("list[Seen | None]", ["keep", "exclude"] if seen == "both" else [seen])
     measured = [measure_bundles(folders, artifacts, cast("Split", split), protocol, beam) for protocol in protocols]
     if form == "json":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import CHECKPOINTS, ArtifactStore, open_store
 from genrec.checkpoint import MANIFEST, CheckpointError, load_checkpoint, save_checkpoint
 from genrec.config import RunConfig, TokenizerConfig, content_hash, validate_config
 from genrec.data.cooccurrence import cooccurrence_vectors, join_vectors
@@ -87,7 +87,7 @@ def run_pipeline(
     result = PipelineResult()
     run = launch or (lambda loop, argument: loop(argument, report or _no_report))
     for stage in stages or STAGES[: STAGES.index(until) + 1]:
-        argument = {"stage": stage, "config": config.to_dict(), "store": str(store.root), "tracked": tracked}
+        argument = {"stage": stage, "config": config.to_dict(), "store": store.address, "tracked": tracked}
         _, built = store.ensure(stage, keys[stage], functools.partial(_build, argument, keys, run), logger.info)
         result.keys[stage] = keys[stage]
         (result.trained if built else result.reused).append(stage)
@@ -99,7 +99,7 @@ def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder
     """Fill `folder` with a stage. Stages that train by gradient go through `run`."""
     stage: Stage = argument["stage"]
     config = validate_config(argument["config"])
-    store = ArtifactStore(argument["store"])
+    store = open_store(argument["store"])
     if stage == "dataset":
         load_dataset(config.dataset).save(folder)
     elif stage == "embeddings":
@@ -117,7 +117,7 @@ def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder
 def train_stage(argument: dict[str, Any], report: Report) -> None:
     """Train the stage `argument["stage"]` into `argument["folder"]`; every worker of a group runs this."""
     config = validate_config(argument["config"])
-    store, folder = ArtifactStore(argument["store"]), Path(argument["folder"])
+    store, folder = open_store(argument["store"]), Path(argument["folder"])
     keys = stage_keys(config)
     tracked: TrackedRun = argument["tracked"] or tracked_alone(config)
     if argument["stage"] == "tokenizer":
@@ -128,7 +128,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
             tokenizer = train_tokenizer(config.tokenizer, vectors_NE)
         else:
             tracked = replace(tracked, name=f"tokenizer-{keys['tokenizer']}", job_type="tokenizer")
-            tokenizer = _tracked_tokenizer(config, vectors_NE, tracked, folder / "checkpoints")
+            tokenizer = _tracked_tokenizer(config, vectors_NE, tracked, folder / CHECKPOINTS)
         if rank_and_world()[0] == 0:
             save_tokenizer(folder / "model", tokenizer)
         return
@@ -143,7 +143,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         open_interactions(store, keys),
         ids,
         report=tell,
-        folder=folder / "checkpoints",
+        folder=folder / CHECKPOINTS,
         device=pick_device(),
         tracked=tracked,
     )

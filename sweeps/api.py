@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig
 from genrec.errors import InputError
-from sweeps.folders import is_sweep, sweep_folder
+from genrec.object_store import is_url
+from sweeps.folders import DEFAULT as STORAGE
+from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec
 
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from sweeps.ledger import Ledger, Study
     from sweeps.ray_cluster import Resources
     from sweeps.report import ReportFiles
-
-STORAGE = "runs"
-"the folder of all sweeps, unless another is named"
 
 
 class Sweep:
@@ -48,7 +47,7 @@ class Sweep:
         """Leaderboard, finalists, verdict: what `sweeps status` prints."""
         from sweeps.leaderboard import status_lines
 
-        return "\n".join(status_lines(self.ledger, str(self.folder.parent)))
+        return "\n".join(status_lines(self.ledger, storage_of(self.folder.parent)))
 
     @property
     def name(self) -> str:
@@ -140,7 +139,7 @@ def run(
     file: str | Path,
     overrides: Mapping[str, Any] | None = None,
     *,
-    storage: str | Path = STORAGE,
+    storage: str | Path | None = None,
     address: str | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -149,7 +148,8 @@ def run(
 
     Args:
         overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
-        storage: folder of all sweeps; this one gets a folder by its name.
+        storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
+            name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
         resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
         quiet: show nothing while it runs.
@@ -161,7 +161,7 @@ def run(
 def start(
     spec: SweepSpec,
     *,
-    storage: str | Path = STORAGE,
+    storage: str | Path | None = None,
     address: str | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -169,10 +169,11 @@ def start(
     """`run` with a spec that is loaded already."""
     from sweeps.ledger import Ledger
 
-    folder = Path(storage) / spec.name
-    if resume and (is_sweep(folder) or Ledger.attach(folder, spec)):
+    storage = storage or spec.storage or STORAGE
+    folder = working_folder(storage) / spec.name
+    if resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
         if not quiet:
-            _say_what_is_left_out(Sweep(folder).spec, spec)
+            _say_what_is_left_out(load(spec.name, storage).spec, spec)
         return _resume(spec.name, storage=storage, address=address, quiet=quiet)
     check_names(spec, storage)
     return _drive(Ledger.create(folder, spec), address, quiet)
@@ -200,8 +201,7 @@ def resume(
     """
     from sweeps.ledger import Ledger
 
-    folder = sweep_folder(name, storage)
-    sweep = Sweep(folder)
+    sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
     spec = sweep.spec if file is None else load_spec(file, {"name": name})
     if limits:
@@ -211,7 +211,7 @@ def resume(
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
-    return _drive(Ledger.open(folder), address, quiet, spec, accept_data)
+    return _drive(Ledger.open(folder_to_drive(name, storage)), address, quiet, spec, accept_data)
 
 
 def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
@@ -254,8 +254,7 @@ def reevaluate(
     chosen = {key: value for key, value in (("top_k", top_k), ("seeds", seeds)) if value is not None}
     if any(value < 1 for value in chosen.values()):
         raise InputError(f"top_k and seeds must be 1 or more, got {chosen}")
-    folder = sweep_folder(name, storage)
-    with Ledger.open(folder) as ledger:
+    with Ledger.open(folder_to_drive(name, storage)) as ledger:
         if ledger.fact("phase") not in ("finalists", "finished"):
             raise InputError(f"sweep {name}: its search is not done yet; continue with: sweeps resume {name}")
         known = ledger.fact("reevaluation") or {}
@@ -286,6 +285,8 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
+    if is_url(storage):
+        raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
     from rich.text import Text
 
     from sweeps.experiment import run_experiment

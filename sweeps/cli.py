@@ -11,14 +11,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
 from genrec.errors import InputError
+from genrec.object_store import checked_url, is_url
 from sweeps import api
+from sweeps.folders import DEFAULT, has_sweep, working_folder
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
 
@@ -37,8 +39,24 @@ def main(debug: bool) -> None:
     """
 
 
+class Storage(click.Path):
+    """A folder, or the URL of an object store."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return checked_url(value) if is_url(value) else super().convert(value, parameter, context)
+
+
 storage_option = click.option(
-    "--storage", default="runs", show_default=True, type=click.Path(file_okay=False), help="Folder of all sweeps."
+    "--storage",
+    default=DEFAULT,
+    show_default=True,
+    type=Storage(file_okay=False),
+    help="Folder of all sweeps, or s3://BUCKET/PREFIX.",
+)
+storage_of_file_option = click.option(
+    "--storage",
+    type=Storage(file_okay=False),
+    help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
@@ -49,11 +67,11 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @main.command()
 @click.argument("file")
 @set_option
-@storage_option
-def validate(file: str, assignments: tuple[str, ...], storage: str) -> None:
+@storage_of_file_option
+def validate(file: str, assignments: tuple[str, ...], storage: str | None) -> None:
     """Check FILE against the config's schema; starts nothing."""
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
-    check_names(spec, storage)
+    check_names(spec, _storage(spec, storage))
     click.echo(f"{file}: a valid sweep named {spec.name}")
     for key, settings in spec.space.items():
         click.echo(f"  {key}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -92,7 +110,7 @@ trials_option = click.option(
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of the cluster; default: this machine's.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @set_option
-@storage_option
+@storage_of_file_option
 def plan(
     file: str,
     name: str | None,
@@ -103,10 +121,11 @@ def plan(
     gpus: int | None,
     form: str,
     assignments: tuple[str, ...],
-    storage: str,
+    storage: str | None,
 ) -> None:
     """Print what the sweep that FILE describes will cost, and write it beside the sweep; starts no trial."""
     spec = _spec(file, name, trials, assignments)
+    storage = _storage(spec, storage)
     from sweeps.planner import plan_lines, plan_sweep
 
     ledger = api.load(like, storage).ledger if like else None
@@ -115,6 +134,11 @@ def plan(
         click.echo(json.dumps(planned.to_dict(), indent=1, sort_keys=True))
     else:
         _print_lines(plan_lines(planned))
+
+
+def _storage(spec: SweepSpec, storage: str | None) -> str:
+    """The storage of the command line, or of the sweep's file."""
+    return storage or spec.storage or DEFAULT
 
 
 def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[str, ...]) -> SweepSpec:
@@ -139,7 +163,7 @@ wait_option = click.option(
 @click.option("--dry-run", is_flag=True, help="Only plan it: what it will cost, measured here; starts no trial.")
 @click.option("--resume", "or_resume", is_flag=True, help="If the sweep exists already, continue it as it was started.")
 @set_option
-@storage_option
+@storage_of_file_option
 @address_option
 @wait_option
 def run(
@@ -151,7 +175,7 @@ def run(
     dry_run: bool,
     or_resume: bool,
     assignments: tuple[str, ...],
-    storage: str,
+    storage: str | None,
     address: str | None,
     wait: str | None,
 ) -> None:
@@ -163,8 +187,9 @@ def run(
     spec = (
         _spec(file, name, trials, assignments)
         if file is not None
-        else _quick_grid(name, recipe, grids, assignments, trials, storage, keep=not dry_run)
+        else _quick_grid(name, recipe, grids, assignments, trials, storage or DEFAULT, keep=not dry_run)
     )
+    storage = _storage(spec, storage)
     if dry_run:
         from sweeps.planner import plan_lines, plan_sweep
 
@@ -191,8 +216,8 @@ def _quick_grid(
     text = grid_yaml(name, recipe, grids, assignments, trials)
     spec = parse_spec(text, SOURCE)
     click.echo(text, err=True)
-    path = Path(storage) / spec.name / "sweep.yaml"
-    if keep and not api.is_sweep(path.parent):
+    path = working_folder(storage) / spec.name / "sweep.yaml"
+    if keep and not has_sweep(spec.name, storage):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         click.echo(f"kept as {path}", err=True)
@@ -333,7 +358,7 @@ def status(name: str, storage: str, form: str, watched: bool) -> None:
 
             from sweeps.watch import watch
 
-            watch(sweep.ledger, Console(stderr=form == "json"))
+            watch(sweep.ledger, Console(stderr=form == "json"), refresh=lambda: api.load(name, storage))
         if form == "json":
             click.echo(json.dumps(sweep.status(), indent=1, sort_keys=True))
         else:
@@ -347,9 +372,9 @@ def sync(name: str, storage: str) -> None:
     """Upload to Weights & Biases what the trials of NAME wrote offline; what has arrived is not sent again."""
     with _exit_codes(name, again=f"sweeps sync {name}"):
         from genrec.uploads import upload
-        from sweeps.trial import TRACKING
+        from sweeps.folders import tracking_folder
 
-        count = upload(api.sweep_folder(name, storage) / TRACKING, say=lambda line: click.echo(line, err=True))
+        count = upload(tracking_folder(name, storage), say=lambda line: click.echo(line, err=True))
         click.echo(f"{name}: {count} runs uploaded" if count else f"{name}: nothing to upload")
 
 
@@ -417,7 +442,10 @@ def dashboard(name: str, storage: str, port: int) -> None:
 @click.option(
     "--address", required=True, envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."
 )
-@click.option("--storage", required=True, help="Folder of all sweeps on the cluster, absolute, seen by all nodes.")
+@click.option(
+    "--storage",
+    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3://BUCKET/PREFIX; default: in FILE.",
+)
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; default: none.")
 @click.option(
     "--wait/--no-wait", "follow", default=True, show_default=True, help="Follow the log and leave with its exit code."
@@ -429,7 +457,7 @@ def dashboard(name: str, storage: str, port: int) -> None:
 def submit(
     file: Path,
     address: str,
-    storage: str,
+    storage: str | None,
     pip: tuple[str, ...],
     follow: bool,
     name: str | None,
@@ -445,7 +473,7 @@ def submit(
     with _exit_codes(spec.name, again="the same command"):
         from sweeps.submission import Cluster, Request
 
-        request = Request(spec, file, words, storage, pip)
+        request = Request(spec, file, words, _storage(spec, storage), pip)
         cluster = Cluster(address)
         job = cluster.submit(request, lambda line: click.echo(printable(line), err=True))
         stop = f"ray job stop --address {cluster.address} {job}"

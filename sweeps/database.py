@@ -30,8 +30,10 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from genrec.durable import write_text
 from genrec.errors import InputError
 from sweeps.driver_lock import DriverLock, seems_alive
+from sweeps.folders import url_of
 from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
+from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
 from sweeps.study_storage import FINALISTS, SEARCH, SPEC, directions_of
 
@@ -138,7 +140,7 @@ def _intermediate(value: float) -> dict[str, Any]:
 
 
 class DriverRow:
-    """The note of the driver (`sweeps.driver_lock.Note`) among the system attributes of the search's study."""
+    """The note of the driver (`genrec.lease.Note`) among the system attributes of the search's study."""
 
     def __init__(self, storage: RDBStorage, study_id: int):
         self._engine = storage.engine
@@ -236,7 +238,7 @@ class DatabasePlace:
         write_text(self.folder / POINTER, json.dumps(note, indent=1) + "\n")
 
     def lock(self) -> DriverLock:
-        return DriverLock(self.folder, self._row())
+        return lock_of(self.folder, self._row())
 
     def is_driven(self) -> bool:
         """Whether a driver lives, or seems to on another machine."""
@@ -317,6 +319,11 @@ def _usable(written: str, folder: Path) -> URL:
     url = url.set(drivername=driver_of(url.drivername, lambda name: importlib.util.find_spec(name) is not None))
     if url.get_backend_name() == "sqlite" and url.database:
         path = Path(url.database)
+        if not path.is_absolute() and (store := url_of(folder.parent)) is not None:
+            raise InputError(
+                f"ledger: {written}: a relative path counts from the storage's folder, and {store} is none; "
+                "fix: an absolute path, or ledger: postgresql://HOST/DATABASE"
+            )
         path = path if path.is_absolute() else folder.absolute().parent / path
         if (kind := on_network_file_system(path)) is not None:
             raise LedgerError(

@@ -15,13 +15,15 @@ from typing import Any
 
 from genrec.artifacts import ArtifactStore
 from genrec.config import RunConfig
+from genrec.errors import InputError
+from genrec.object_store import is_url
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
-from sweeps.folders import artifact_store
+from sweeps.folders import artifact_store, storage_of, url_of
 from sweeps.leaderboard import counted
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes, late_check
@@ -30,6 +32,7 @@ from sweeps.ray_tune import NodeCheck, OnEvent, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages
+from sweeps.spec import SweepSpec
 from sweeps.stopping import BUDGET, GATE, Rule, rule_of
 from sweeps.trial import run_trial, tracked_sweep
 
@@ -43,13 +46,15 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
 
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
-    store = artifact_store(ledger.folder.parent)
+    storage = storage_of(ledger.folder.parent)
+    store = artifact_store(storage)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
         check: NodeCheck = tuple
         if not is_own_ray():
-            check_nodes(store.root.parent, ledger.spec.base_config())
-            check = late_check(store.root.parent, ledger.spec.base_config())
+            _refuse_groups(ledger.spec, storage)
+            check_nodes(storage, ledger.spec.base_config())
+            check = late_check(storage, ledger.spec.base_config())
         with _cluster_noted(ledger, on_event) as tell:
             if ledger.fact("phase") in (None, "searching"):
                 _search(ledger, store, tell, check)
@@ -78,6 +83,15 @@ def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
         yield tell
     finally:
         note_end(ledger)
+
+
+def _refuse_groups(spec: SweepSpec, storage: str) -> None:
+    """The workers of a group share a folder for its checkpoints, which an object store is not."""
+    if is_url(storage) and spec.resources.most_workers > 1:
+        raise InputError(
+            f"storage {storage}: trials with resources.workers {spec.resources.workers} on a cluster need a folder "
+            "that all nodes share; fix: --storage FOLDER, or resources.workers 1"
+        )
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -184,13 +198,14 @@ def _common(
     return {
         "function": functools.partial(
             run_trial,
-            store=str(store.root),
+            store=store.address,
             health=spec.health.model_dump(),
             tracked=tracked_sweep(ledger.folder),
             checkpoint_interval=checkpoint_interval,
         ),
         "name": spec.name,
         "folder": ledger.folder,
+        "storage": url_of(ledger.folder.parent),
         "resources": Resources.of(spec.resources),
         "max_concurrent": spec.resources.max_concurrent,
         "metric": spec.metric,

@@ -1,28 +1,21 @@
 """Who drives a sweep: one process at a time, named, and taken over when it is dead.
 
-A driver leaves a note: host, pid, boot id, and a count that its heartbeat moves on. Where the note is kept differs (a
-file in the sweep's folder, a row in a database); how it is read does not. A driver on this machine is asked of the
-kernel; of one elsewhere the count is watched, so that no two clocks decide who may write. In the sweep's folder the
-kernel's own lock comes first: it ends with its owner.
+A driver holds a lease (`genrec.lease`) on a note in the sweep's folder and, where there is one, in its database or
+object store. In the folder the kernel's own lock comes first: it ends with its owner.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
-import socket
-import threading
 import time
-import uuid
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from genrec.durable import write_text
+from genrec.lease import Lease, Note, is_alive_here, parsed
 from sweeps.journal import LedgerError
 
 LOCK = "driver.lock"
@@ -32,16 +25,6 @@ BEAT = 5.0
 EXPIRY = 20.0
 "seconds without a heartbeat after which a driver on another machine counts as dead"
 _WAIT_FOR_PROBES = 0.5  # seconds; a reader that asks `is_driven` holds the lock for an instant
-
-
-class Note(Protocol):
-    """Where a driver's note is kept."""
-
-    def read(self) -> str | None:
-        """The note, or None."""
-
-    def swap(self, old: str | None, new: str) -> bool:
-        """Write `new` if the note still is `old`; whether it was."""
 
 
 class FileNote:
@@ -64,88 +47,34 @@ class FileNote:
 
 
 class Claim:
-    """The note of this process as the driver, from `acquire` to `release`, kept alive by a thread.
+    """The lease of this process as the driver, from `acquire` to `release`.
 
     `locked`: the claimant holds the kernel's lock already, so that no other process of this machine can be alive in it.
     """
 
     def __init__(self, note: Note, sweep: str, *, locked: bool = False):
-        self._note = note
         self._sweep = sweep
-        self._locked = locked
-        self._text: str | None = None
-        self._owner: dict[str, Any] = {}
-        self._beaten = 0.0
-        self._turn = threading.Lock()
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._lease = Lease(note, beat=BEAT, expiry=EXPIRY, locked=locked)
 
     def acquire(self) -> None:
         """Take over from nobody or from a dead driver. Raises `LedgerError` naming a living one.
 
         Of a driver on another machine that fell silent this waits `EXPIRY` seconds for a heartbeat.
         """
-        owner = _this_process() | {"token": uuid.uuid4().hex, "beats": 0, "beaten": time.time()}
-        while True:
-            found = self._note.read()
-            driver = _parsed(found)
-            if driver and self._is_alive(driver, found):
-                raise _driven(self._sweep, driver)
-            if self._note.swap(found, _text(owner)):
-                break
-        self._owner, self._text, self._beaten = owner, _text(owner), time.monotonic()
-        self._over.clear()
-        self._thread = threading.Thread(target=self._keep_beating, name="driver-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _is_alive(self, driver: dict[str, Any], found: str | None) -> bool:
-        here = is_alive_here(driver)
-        if here is not None:
-            return here and not self._locked
-        deadline = time.monotonic() + EXPIRY
-        while time.monotonic() < deadline:
+        while not self._lease.try_acquire():
+            if self._lease.seen_alive:
+                raise _driven(self._sweep, self._lease.holder())
             time.sleep(min(0.2, EXPIRY / 10))
-            if (now := self._note.read()) != found:
-                return not _parsed(now).get("released")
-        return False
-
-    def _keep_beating(self) -> None:
-        while not self._over.wait(BEAT):
-            try:
-                if not self._beat():
-                    return
-            except Exception:  # the storage is away: `check` decides when that has lasted too long
-                continue
-
-    def _beat(self) -> bool:
-        with self._turn:
-            if self._text is None:
-                return False
-            owner = self._owner | {"beats": self._owner["beats"] + 1, "beaten": time.time()}
-            if not self._note.swap(self._text, _text(owner)):
-                self._text = None
-                return False
-            self._owner, self._text, self._beaten = owner, _text(owner), time.monotonic()
-            return True
 
     def check(self) -> None:
         """Before every write. Raises `LedgerError` when another process has taken over, as it may when this one was
         silent for too long."""
-        silent = time.monotonic() - self._beaten > EXPIRY / 2
-        if self._text is None or (silent and not self._beat()):
-            who = _named(_parsed(self._note.read()))
+        if not self._lease.is_held():
+            who = _named(self._lease.holder())
             raise LedgerError(f"sweep {self._sweep} was taken over by {who}: this driver was silent for too long")
 
     def release(self) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join(timeout=EXPIRY)
-            self._thread = None
-        with self._turn:
-            if self._text is not None:
-                with contextlib.suppress(Exception):  # a note that cannot be written ends by its silence
-                    self._note.swap(self._text, _text(self._owner | {"released": True}))
-            self._text = None
+        self._lease.release()
 
 
 class DriverLock:
@@ -186,7 +115,7 @@ class DriverLock:
 
 def read_driver(folder: Path) -> dict[str, Any]:
     """What the last driver has noted of itself (host, pid, boot id, start); it may be gone. Empty without a note."""
-    return _parsed(FileNote(folder).read())
+    return parsed(FileNote(folder).read())
 
 
 def is_driven(folder: Path) -> bool:
@@ -196,8 +125,8 @@ def is_driven(folder: Path) -> bool:
         return seems_alive(driver)
     try:
         return is_locked(folder / LOCK)
-    except OSError:
-        return False
+    except OSError:  # no lock here: a copy of the folder
+        return seems_alive(driver)
 
 
 def is_locked(path: Path) -> bool:
@@ -217,56 +146,6 @@ def seems_alive(driver: dict[str, Any]) -> bool:
     to take over watches it instead."""
     here = is_alive_here(driver)
     return abs(time.time() - driver.get("beaten", 0.0)) < 3 * EXPIRY if here is None else here
-
-
-def is_alive_here(driver: dict[str, Any]) -> bool | None:
-    """Whether a noted driver lives, as far as this machine can tell; None: it runs, or ran, on another one."""
-    if not driver or driver.get("released"):
-        return False
-    place = _this_place()
-    if any(driver.get(key) != value for key, value in place.items()):
-        return None
-    pid = driver.get("pid")
-    started = _started_ticks(pid) if isinstance(pid, int) else None
-    return started is not None and started == driver.get("started_ticks")
-
-
-def _this_place() -> dict[str, Any]:
-    """What tells one machine, from one start to the next, from others; containers have pids of their own."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        pids = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # not Linux
-        boot, pids = "", 0
-    return {"host": socket.gethostname(), "boot_id": boot, "pid_namespace": pids}
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    return _this_place() | {"pid": pid, "started_ticks": _started_ticks(pid), "started": started}
-
-
-def _started_ticks(pid: int) -> int | None:
-    """When a process was started, in the kernel's ticks: a pid that was given again is another process. None: it is
-    gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
-def _text(owner: dict[str, Any]) -> str:
-    return json.dumps(owner) + "\n"
-
-
-def _parsed(text: str | None) -> dict[str, Any]:
-    try:
-        note = json.loads(text or "null")
-    except ValueError:
-        return {}
-    return note if isinstance(note, dict) else {}
 
 
 def _driven(sweep: str, driver: dict[str, Any]) -> LedgerError:

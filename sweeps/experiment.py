@@ -235,7 +235,7 @@ def _train(
 ) -> None:
     run_queue(
         tasks,
-        functools.partial(run_trial, store=str(store.root), tracked=tracked_sweep(folder)),
+        functools.partial(run_trial, store=store.address, tracked=tracked_sweep(folder)),
         name=folder.name,
         folder=folder,
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from genrec.artifacts import ARTIFACTS
 from genrec.cli import printable
 from genrec.settings.evaluation import METRICS
 from sweeps.cluster_use import busy_line
+from sweeps.folders import artifact_store
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.revisions import described
@@ -120,11 +120,12 @@ def _oracle_lines(status: dict[str, Any]) -> list[str]:
 
 def _next_commands(ledger: Ledger, storage: str) -> list[str]:
     folder = ledger.folder
+    store = artifact_store(folder.parent).address
     option = "" if storage == "runs" else f" --storage {storage}"
     return [
         f"genrec recommend {folder}/bundle --history {shlex.quote(example_history(folder))} -k 10",
-        f"genrec evaluate {folder}/bundle --store {folder.parent}/{ARTIFACTS}",
-        f"genrec train {folder}/best.yaml --store {folder.parent}/{ARTIFACTS} --set train.fit_on=train+validation",
+        f"genrec evaluate {folder}/bundle --store {store}",
+        f"genrec train {folder}/best.yaml --store {store} --set train.fit_on=train+validation",
         f"sweeps report {ledger.spec.name}{option}",
         f"sweeps status {ledger.spec.name}{option} --format json",
     ]

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from genrec.config import ConfigError, RunConfig
 from sweeps.driver_lock import DriverLock
 from sweeps.finalist_queue import FinalistQueue
+from sweeps.folders import storage_of
 from sweeps.journal import LedgerError
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
@@ -84,8 +85,11 @@ class Ledger:
         specs = [self._specs[number] for number in (0, *wider)]
         specs[-1] = self.spec  # whose space is the same
         since = self.revisions[wider[-1] - 1].trials if wider else 0
-        earlier = EarlierResults(self.spec, self.folder.parent, self.dataset, Ledger.read) if self.spec.reuse else None
+        earlier = self._earlier() if self.spec.reuse else None
         return Proposer(specs, self._record, since, earlier)
+
+    def _earlier(self) -> EarlierResults:
+        return EarlierResults(self.spec, storage_of(self.folder.parent), self.dataset, Ledger.read)
 
     def dataset(self) -> str | None:
         """Key of the data that the last session ran on; None while it is not known."""
@@ -119,7 +123,7 @@ class Ledger:
         try:
             if place.exists():
                 raise LedgerError(
-                    f"{folder}: exists; use sweeps resume {folder.name}, "
+                    f"{storage_of(folder.parent)}/{folder.name}: exists; use sweeps resume {folder.name}, "
                     "with --trials, --time or --file where there is more to do"
                 )
             place.write(spec)

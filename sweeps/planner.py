@@ -173,7 +173,7 @@ def plan_sweep(
     this machine lacks the GPU that a trial asks for. `cpus` and `gpus` are those of the cluster, by default this
     machine's. Raises `InputError` for a space without a feasible point and for resources too small for one trial.
     """
-    from sweeps.folders import artifact_store
+    from sweeps.folders import artifact_store, working_folder
 
     slots = local_slots(spec, cpus, gpus)
     bench = Workbench(artifact_store(storage))
@@ -189,21 +189,21 @@ def plan_sweep(
         probes = probe_configs(configs, [_work(config, bench, works) for config in configs])
         of_one = measure_speed(
             probes,
-            str(bench.store.root),
+            bench.store.address,
             processes=_processes(spec, slots),
             threads=max(1, int(resources.cpus_per_worker)),
         )
         speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
-    taken_over = _taken_over(spec, Path(storage))
+    taken_over = _taken_over(spec, str(storage))
     plan = make_plan(spec, bench, slots, speed, works, taken_over)
     if slower is not None and resources.fewest_workers < resources.most_workers:
         smallest = make_plan(spec, bench, slots, slower, works, taken_over).search
         plan = dataclasses.replace(plan, fewest_workers=resources.fewest_workers, search_with_fewest=smallest)
-    plan.write(Path(storage) / spec.name)
+    plan.write(working_folder(storage) / spec.name)
     return plan
 
 
-def _taken_over(spec: SweepSpec, storage: Path) -> Callable[[RunConfig], bool]:
+def _taken_over(spec: SweepSpec, storage: str) -> Callable[[RunConfig], bool]:
     """Whether an earlier sweep has a config's result."""
     if not spec.reuse:
         return _nothing

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ import sweeps
 from genrec.config import RunConfig, content_hash, validate_config
 from genrec.durable import file_hash
 from genrec.errors import InputError
+from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
 from sweeps.driver_lock import is_locked
+from sweeps.folders import working_folder
 from sweeps.ray_cluster import nodes
 
 ANSWER_SECONDS = 180.0
@@ -41,52 +43,57 @@ class ClusterNotReady(ConnectionError):
     """Nodes on which trials could not run, or would run differently; a line for each fault."""
 
 
-def check_nodes(storage: Path, config: RunConfig) -> None:
+def check_nodes(storage: str | Path, config: RunConfig) -> None:
     """Ask every living node. Ray must be initialised. Raises `ClusterNotReady`.
 
     Nodes that join later are asked by `faults_of_late_node`.
     """
-    _refuse_temporary(storage)
-    storage.mkdir(parents=True, exist_ok=True)
-    with _probe_folder(storage) as probe:
-        here = facts_of_this_node(str(probe), config.to_dict())
+    with _probe(storage) as probe:
+        here = facts_of_this_node(probe, config.to_dict())
         asked = {}
         task = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
         for node in (node for node in nodes() if node.alive):
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            asked[str(node)] = task.options(scheduling_strategy=there).remote(str(probe), config.to_dict())
+            asked[str(node)] = task.options(scheduling_strategy=there).remote(probe, config.to_dict())
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
         found = [f"node {name}: {fault}" for name, answer in asked.items() for fault in _faults(here, answer)]
     if found:
         raise ClusterNotReady("\n".join(found))
 
 
-def late_check(storage: Path, config: RunConfig) -> Callable[[], list[str]]:
+def late_check(storage: str | Path, config: RunConfig) -> Callable[[], list[str]]:
     """What a trial's process calls before its first task, wherever it is: the faults of its node, by what the driver
     finds here and now."""
-    with _probe_folder(storage) as probe:
-        here = facts_of_this_node(str(probe), config.to_dict())
+    with _probe(storage) as probe:
+        here = facts_of_this_node(probe, config.to_dict())
     return functools.partial(faults_of_late_node, here, str(storage), config.to_dict())
 
 
 def faults_of_late_node(here: Mapping[str, Any], storage: str, config: dict[str, Any]) -> list[str]:
     """Of this node. Whether its storage keeps the locks of others is not seen: nobody else holds this one."""
-    if not Path(storage).is_dir():
+    if not is_url(storage) and not Path(storage).is_dir():
         return [f"does not see {storage}; fix: mount it on all nodes"]
     try:
-        with _probe_folder(Path(storage)) as probe:
-            return list(faults_of(here, facts_of_this_node(str(probe), config)))
+        with _probe(storage) as probe:
+            return list(faults_of(here, facts_of_this_node(probe, config)))
     except OSError as error:
         return [f"cannot write {storage}: {error}"]
 
 
 def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What a node has and can do, as plain JSON. `probe` is the folder in the storage that the driver has prepared."""
-    folder = Path(probe)
-    facts: dict[str, Any] = {"versions": versions(), "storage": _fault_of_storage(folder), "data": "", "free": {}}
-    if not facts["storage"]:
-        facts["keeps_locks"] = is_locked(folder / "lock")
-        facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
+    """What a node has and can do, as plain JSON. `probe` is the folder, or the object, that the driver has prepared in
+    the storage."""
+    facts: dict[str, Any] = {"versions": versions(), "data": "", "free": {}}
+    if is_url(probe):
+        facts |= {"storage": _fault_of_store(probe), "keeps_locks": True}
+        cache = working_folder(probe.rpartition("/")[0])
+        facts["free"][str(cache)] = shutil.disk_usage(cache).free
+    else:
+        folder = Path(probe)
+        facts["storage"] = _fault_of_storage(folder)
+        if not facts["storage"]:
+            facts["keeps_locks"] = is_locked(folder / "lock")
+            facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
     facts["free"][tempfile.gettempdir()] = shutil.disk_usage(tempfile.gettempdir()).free
     try:
         facts["data"] = stage_keys(validate_config(config))["embeddings"]
@@ -143,17 +150,48 @@ def _refuse_temporary(storage: Path) -> None:
         raise InputError(f"--storage {storage}: lies in the job's temporary folder; give an absolute, shared path")
 
 
+def _probe(storage: str | Path) -> AbstractContextManager[str]:
+    """Something in the storage that its users must find, for the block."""
+    return _probe_object(str(storage)) if is_url(storage) else _probe_folder(Path(storage))
+
+
 @contextmanager
-def _probe_folder(storage: Path) -> Iterator[Path]:
+def _probe_folder(storage: Path) -> Iterator[str]:
     """A folder in the storage with a lock that is held, for the block."""
+    _refuse_temporary(storage)
+    storage.mkdir(parents=True, exist_ok=True)
     folder = storage / f".preflight-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         with open(folder / "lock", "w", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield folder
+            yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _probe_object(storage: str) -> Iterator[str]:
+    """An object in the storage, for the block."""
+    store, name = ObjectStore(storage), f".preflight-{secrets.token_hex(4)}"
+    store.write(name, b"")
+    try:
+        yield f"{storage}/{name}"
+    finally:
+        store.delete([name])
+
+
+def _fault_of_store(probe: str) -> str:
+    """Why this node cannot use the object store; empty if it can."""
+    storage, _, name = probe.rpartition("/")
+    store = ObjectStore(storage)
+    try:
+        if not store.has(name):
+            return f"sees another {storage} than the driver; fix: the same endpoint (AWS_ENDPOINT_URL_S3) on all nodes"
+        store.probe()
+    except (StorageError, InputError) as error:
+        return f"cannot use the storage: {error}"
+    return ""
 
 
 def _fault_of_storage(folder: Path) -> str:

@@ -37,6 +37,8 @@ from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.environment import environment
+from sweeps.folders import LOGS
+from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import NodeHealth, is_of_the_node
 from sweeps.ray_cluster import (
     DRIVER_CPUS,
@@ -97,6 +99,7 @@ def run_queue(
     *,
     name: str,
     folder: Path,
+    storage: str | None = None,
     resources: Resources | None = None,
     max_concurrent: int | None = None,
     metric: str,
@@ -137,9 +140,10 @@ def run_queue(
     it the task is held back, without a slot, and another is handed out that can run; so that a queue that learns from
     results is not emptied ahead of them, no more tasks are held back than can run at once.
 
-    `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. `on_event`
-    gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the queue was
-    told; ("cluster", "", size) at the start and whenever nodes come or go; ("avoided", a node's name, reason).
+    `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
+    stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
+    `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
+    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
@@ -156,7 +160,12 @@ def run_queue(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     settings = _Settings(
-        name=name, folder=str(folder), resources=resources, max_failures=max_failures, check_node=check_node
+        name=name,
+        folder=str(folder),
+        storage=storage,
+        resources=resources,
+        max_failures=max_failures,
+        check_node=check_node,
     )
     run = _Run(
         missing,
@@ -707,6 +716,7 @@ class _Settings:
 
     name: str
     folder: str
+    storage: str | None
     resources: Resources
     max_failures: int
     check_node: NodeCheck
@@ -720,7 +730,12 @@ class _Settings:
         return Path(self.folder) / "ray" / "stop"
 
     def log(self, task_id: str) -> Path:
-        return Path(self.folder) / "logs" / f"{task_id}.log"
+        return self.folder_here / LOGS / f"{task_id}.log"
+
+    @property
+    def folder_here(self) -> Path:
+        """The sweep's folder as this node has it."""
+        return Path(self.folder) if self.storage is None else folder_here(self.storage, Path(self.folder).name)
 
 
 class _TrialProcess(FunctionTrainable):
@@ -765,7 +780,8 @@ def _run_task(
 ) -> dict[str, Any]:
     """The task's last word: {"status": "completed", "result"} or {"status": "failed" or "stopped", "reason"}."""
     payload = task["payload"]
-    with output_to(settings.log(task["id"])) as log:
+    sweep = Path(settings.folder).name
+    with trial_files(settings.storage, sweep, task["id"]), output_to(settings.log(task["id"])) as log:
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
@@ -833,7 +849,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             further=resources.further,
             nodes=elsewhere(task["avoid"]),
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",
-            storage=str(Path(settings.scratch) / "groups"),
+            storage=str(settings.folder_here / "ray" / "groups"),
             max_failures=settings.max_failures,
             seed=int(task["payload"].get("seed", 0)),
             callbacks=[_GroupReport()] if resources.workers > 1 else (),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genrec.config import RunConfig, validate_config
 from genrec.errors import InputError
-from sweeps.folders import is_sweep, sweep_folder
+from sweeps.folders import has_sweep, sweep_folder
 from sweeps.records import TrialRecord
 from sweeps.spec import SweepSpec
 
@@ -43,7 +43,7 @@ def check_names(spec: SweepSpec, storage: str | Path) -> None:
 class EarlierResults:
     """The results that a sweep may take over, read from the earlier ledgers when the first is asked for."""
 
-    def __init__(self, spec: SweepSpec, storage: Path, data: Callable[[], str | None], read: Callable[[Path], Ledger]):
+    def __init__(self, spec: SweepSpec, storage: str, data: Callable[[], str | None], read: Callable[[Path], Ledger]):
         """`data`: the sweep's dataset, None while it is not known; `read`: opens a ledger for reading."""
         self._spec = spec
         self._storage = storage
@@ -56,8 +56,8 @@ class EarlierResults:
         if self._found is None:
             self._found = {}
             for name in self._spec.reuse:
-                if is_sweep(self._storage / name):  # one that was deleted since has given what it gave
-                    self._take(name, self._read(self._storage / name))
+                if has_sweep(name, self._storage):  # one that was deleted since has given what it gave
+                    self._take(name, self._read(sweep_folder(name, self._storage)))
         return self._found.get(self._key(config))
 
     def _key(self, config: RunConfig) -> str:

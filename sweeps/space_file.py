@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrec.config import ConfigError, config_keys, nearest
+from genrec.errors import without_login
 from genrec.strict_yaml import YamlDocument
 from sweeps.constraints import Constraint, ConstraintError, Expression, parse_constraint, parse_formula
 from sweeps.parameters import Choice, Float, Grid, Int, Parameter, When, paths_of
@@ -31,8 +32,8 @@ def fault(where: str, key: str, got: str | None, rule: str, fix: str | None = No
 
 
 def show(value: Any, limit: int = 80) -> str:
-    """A value as text for a message, cut to `limit` characters."""
-    text = repr(value)
+    """A value as text for a message, without logins, cut to `limit` characters."""
+    text = without_login(repr(value))
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -35,6 +35,7 @@ from genrec.config import (
     validate_config,
     with_values,
 )
+from genrec.object_store import checked_storage
 from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml, parse_yaml
@@ -243,6 +244,8 @@ class SweepSpec(Section):
     seed: int = 0
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
+    storage: Annotated[str, AfterValidator(checked_storage)] | None = None
+    "folder of all sweeps, or s3://BUCKET/PREFIX, where the command line names none"
     reuse: list[str] = Field(default_factory=list)
     "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]

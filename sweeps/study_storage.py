@@ -20,6 +20,7 @@ from genrec.durable import put
 from sweeps.driver_lock import DriverLock, is_driven
 from sweeps.journal import JOURNAL, LedgerError, damaged, repair_tail
 from sweeps.ledger_url import POINTER
+from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
 
 SEARCH = "search"
@@ -131,7 +132,7 @@ class JournalPlace:
         """Nothing: they are in it."""
 
     def lock(self) -> DriverLock:
-        return DriverLock(self._folder)
+        return lock_of(self._folder)
 
     def is_driven(self) -> bool:
         return is_driven(self._folder)

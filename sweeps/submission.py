@@ -30,6 +30,7 @@ import genrec
 import sweeps
 from genrec.config import recipe_files
 from genrec.errors import InputError
+from genrec.object_store import checked_url, is_url
 from sweeps.environment import environment
 from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
@@ -64,10 +65,12 @@ class Request:
     pip: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        if not PurePosixPath(self.storage).is_absolute():
+        if is_url(self.storage):
+            checked_url(self.storage)
+        elif not PurePosixPath(self.storage).is_absolute():
             raise InputError(
                 f"--storage {self.storage}: a job works in a folder that is deleted after it; give the absolute path "
-                "of a folder that all nodes of the cluster share"
+                "of a folder that all nodes of the cluster share, or s3://BUCKET/PREFIX"
             )
 
 

@@ -289,12 +289,12 @@ def _measure(payload: dict[str, Any]) -> Samples:
     """In a process of its own: all configs one after the other, warm from the second epoch on."""
     import logging
 
-    from genrec.artifacts import ArtifactStore
+    from genrec.artifacts import open_store
     from sweeps.trial import run_trial  # noqa: F401 - what a trial's process imports before it can train
     from sweeps.warm_process import fresh_process_state
 
     logging.disable(logging.WARNING)
-    bench = Workbench(ArtifactStore(payload["store"]))
+    bench = Workbench(open_store(payload["store"]))
     samples = Samples(start=[time.time() - payload["asked_at"]])
     measured: set[str] = set()
     for values in payload["configs"]:

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import open_store
 from genrec.config import RunConfig, validate_config, with_values
+from genrec.object_store import is_url
 from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipeline
 from genrec.tracking import TrackedRun, open_tracker
+from sweeps.folders import TRACKING, storage_with
 from sweeps.measuring import measure
+from sweeps.mirror import folder_here
 from sweeps.records import Stopped
 from sweeps.stopping import GATE
-
-TRACKING = "tracking"
-"the folder of trackers' files in that of a sweep"
 
 
 def run_trial(
@@ -47,7 +47,9 @@ def run_trial(
     config = validate_config(payload["config"])
     if checkpoint_interval is not None:
         config = validate_config(with_values(config.to_dict(), {"train.checkpoint_interval": checkpoint_interval}))
-    artifacts = ArtifactStore(store)
+    artifacts = open_store(store)
+    if tracked is not None and is_url(store):
+        tracked = replace(tracked, folder=str(folder_here(storage_with(store), str(tracked.group)) / TRACKING))
     mine = tracked and tracked_trial(tracked, payload["id"], payload["kind"], config)
     shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
     found = open_ids(artifacts, shared.keys).health

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from rich.console import Console
@@ -15,13 +15,15 @@ from sweeps.records import finalist_id
 POLL_SECONDS = 1.0
 
 
-def watch(ledger: Ledger, console: Console) -> None:
-    """Show the sweep as its driver would, until it has ended or is driven no more."""
+def watch(ledger: Ledger, console: Console, refresh: Callable[[], object] = lambda: None) -> None:
+    """Show the sweep as its driver would, until it has ended or is driven no more. `refresh` brings what is new to
+    where the ledger is read from, if it is not written there."""
     view, news = LiveView(ledger, console), LedgerNews(ledger)
     view.catch_up(news.poll())
     with view.shown():
         while ledger.state in ("searching", "finalists"):
             time.sleep(POLL_SECONDS)
+            refresh()
             for event in news.poll():
                 view.on_event(*event)
 

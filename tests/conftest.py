@@ -1,4 +1,4 @@
-"""How tests are shared out when several processes run them, as `make test` has it.
+"""An S3 server for all tests, and how tests are shared out when several processes run them, as `make test` has it.
 
 A file stays together, since what its fixtures have made serves all its tests; so do all files that use the local Ray of
 `tests/sweeps/conftest.py`, of which one is enough. They are the longest part and come first, then the files with most
@@ -7,7 +7,9 @@ slow tests, so that no process is left with a long one at the end.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if uses_the_local_ray(config.rootpath / path) else path
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Any]:
+    """An S3 server in a process of its own, see `sweeps/s3_server.py`."""
+    for package in ("moto", "flask", "boto3"):
+        pytest.importorskip(package, reason=f"{package} is not installed (make test installs it)")
+    from s3_server import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty place on that server; this process has its key, and a cache folder of its own."""
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    s3_server.make_bucket(bucket)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "cache"))
+    yield f"s3://{bucket}/sweeps"
+    s3_server.fail()

@@ -63,7 +63,7 @@ def open_dataset(store: ArtifactStore, artifacts: Mapping[str, str]) -> Interact
     """The interactions, or why they can't be read."""
     key = artifacts.get("dataset")
     if key is None or not store.has("dataset", key):
-        return f"the dataset's artifact is not in {store.root}"
+        return f"the dataset's artifact is not in {store.address}"
     try:
         return open_interactions(store, {"dataset": key})
     except Exception as error:  # an artifact of another version, or a damaged one: the report is still worth having
@@ -75,7 +75,7 @@ def _open(store: ArtifactStore, artifacts: Mapping[str, str]) -> tuple[SemanticI
     if key is None:
         return "no trial has told yet which semantic IDs it used"
     if not store.has("semantic_ids", key):
-        return f"their artifact is not in {store.root}"
+        return f"their artifact is not in {store.address}"
     interactions = open_dataset(store, artifacts)
     if isinstance(interactions, str):
         return interactions

@@ -7,9 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from genrec.artifacts import ARTIFACTS
 from sweeps.differences import differing_settings
 from sweeps.finalists import best_config, metric_per_user
+from sweeps.folders import artifact_store, storage_of
 from sweeps.leaderboard import example_history, in_order
 from sweeps.ledger import Ledger
 from sweeps.planner import clock
@@ -167,8 +167,8 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
     folder, name = ledger.folder, ledger.spec.name
-    storage = "" if folder.parent == Path("runs") else f" --storage {quote(str(folder.parent))}"
-    store = quote(str(folder.parent / ARTIFACTS))
+    storage = "" if folder.parent == Path("runs") else f" --storage {quote(storage_of(folder.parent))}"
+    store = quote(artifact_store(folder.parent).address)
     files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
     lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
     if status["winner"]:

@@ -25,6 +25,7 @@ from made_up_trials import (
     spec_of,
 )
 
+from genrec import lease
 from genrec.config import ConfigError
 from genrec.errors import InputError
 from sweeps import database, driver_lock
@@ -199,7 +200,7 @@ def quick_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, host: str = "another") -> None:
     """From now on this process takes itself for one on another machine."""
     place = {"host": host, "boot_id": host, "pid_namespace": 1}
-    monkeypatch.setattr(driver_lock, "_this_place", lambda: place)
+    monkeypatch.setattr(lease, "_this_place", lambda: place)
 
 
 def row_of(tmp_path: Path) -> DriverRow:
@@ -235,7 +236,7 @@ def test_a_driver_on_another_machine_that_fell_silent_is_taken_over_and_then_wri
 ):
     silent = Claim(row_of(tmp_path), "x")
     silent.acquire()
-    silent._over.set()  # its machine stands still
+    silent._lease._over.set()  # its machine stands still
     elsewhere(monkeypatch)
     heir = Claim(row_of(tmp_path), "x")
     began = time.monotonic()
@@ -253,7 +254,7 @@ def test_a_driver_of_an_earlier_boot_of_this_machine_is_watched_like_one_elsewhe
     first = Claim(row_of(tmp_path), "x")
     elsewhere(monkeypatch, socket.gethostname())
     first.acquire()
-    first._over.set()
+    first._lease._over.set()
     monkeypatch.undo()
     monkeypatch.setattr(driver_lock, "EXPIRY", 1.0)
     second = Claim(row_of(tmp_path), "x")

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
+from genrec.object_store import ObjectStore
+from sweeps.folders import has_sweep, sweep_folder
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
@@ -174,26 +176,32 @@ def test_a_finished_sweep_is_widened_and_goes_on_from_what_it_has(undisturbed: P
     assert len({session["data"] for session in status["sessions"]}) == 1
 
 
-def start(storage: Path, spec: Path = SPEC) -> subprocess.Popen[bytes]:
-    """A driver in a session of its own."""
-    log = open(storage / "killed.log", "ab")  # noqa: SIM115 - closed with the process
-    words = [sys.executable, "-m", "sweeps.cli", "run", str(spec), "--storage", str(storage), "--resume"]
+def start(folder: Path, spec: Path = SPEC, storage: str | None = None) -> subprocess.Popen[bytes]:
+    """A driver in a session of its own. `folder`: where its output goes, and its storage if that is no other."""
+    log = open(folder / "killed.log", "ab")  # noqa: SIM115 - closed with the process
+    words = [sys.executable, "-m", "sweeps.cli", "run", str(spec), "--storage", storage or str(folder), "--resume"]
     return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
 
-def wait_for_trials(storage: Path, driver: subprocess.Popen[bytes], count: int) -> None:
+def read(storage: str | Path) -> Ledger:
+    return Ledger.read(sweep_folder("tiny", storage))
+
+
+def wait_for_trials(storage: str | Path, driver: subprocess.Popen[bytes], count: int) -> None:
     """Until `count` trials have ended."""
     wait_for(storage, driver, lambda trials: sum(trial.status == "completed" for trial in trials) >= count)
 
 
-def wait_for(storage: Path, driver: subprocess.Popen[bytes], reached: Callable[[list[TrialRecord]], bool]) -> None:
+def wait_for(
+    storage: str | Path, driver: subprocess.Popen[bytes], reached: Callable[[list[TrialRecord]], bool]
+) -> None:
     """Until the trials in the ledger have come that far."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and driver.poll() is None:
-        if (storage / "tiny" / "ledger.journal").is_file() and reached(Ledger.read(storage / "tiny").trials()):
+        if has_sweep("tiny", storage) and reached(read(storage).trials()):
             return
         time.sleep(0.1)
-    raise AssertionError(f"the trials did not come that far: {(storage / 'killed.log').read_text()}")
+    raise AssertionError(f"the trials of {storage} did not come that far; the driver: {driver.poll()}")
 
 
 def test_a_driver_killed_at_a_random_moment_loses_nothing_and_repeats_nothing(
@@ -257,6 +265,43 @@ def test_a_terminated_driver_leaves_143_and_can_be_resumed(undisturbed: Path, tm
     done = command("sweeps", "resume", "tiny", "--storage", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert record(tmp_path) == record(undisturbed)
+
+
+def test_a_sweep_in_an_object_store_goes_on_on_another_machine_and_comes_to_the_same_winner(
+    undisturbed: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver is killed, and resumed with an empty folder in place of the one that the first had worked in."""
+    driver = start(tmp_path, storage=s3)
+    wait_for_trials(s3, driver, 1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = {t.number: t.finished for t in read(s3).trials() if t.status == "completed"}
+    assert finished
+    monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "another-machine"))
+    done = command("sweeps", "resume", "tiny", "--storage", s3)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "a-third"))
+    folder = sweep_folder("tiny", s3)
+    assert record(folder.parent) == record(undisturbed)
+    after = {t.number: t.finished for t in read(s3).trials()}
+    assert {number: after[number] for number in finished} == finished
+    winner = (undisturbed / "tiny" / "best.yaml").read_text(), (folder / "best.yaml").read_text()
+    assert winner[0] == winner[1]
+    weights = [path / "bundle" / "model" / "tensors.safetensors" for path in (undisturbed / "tiny", folder)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    store = ObjectStore(s3)
+    assert {f"tiny/logs/trial-{number:04d}.log" for number in after} <= set(store.names("tiny/logs/"))
+    assert [name for name in store.names() if name.endswith("/claim")] == []
+    evaluate = next(line for line in done.stdout.splitlines() if "genrec evaluate" in line)
+    assert f"--store {s3}/.artifacts" in evaluate
+    again = command(*evaluate.split())
+    assert again.returncode == 0, again.stderr
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    for name in store.names():
+        found = store.read(name)
+        assert found is None or secret not in found.data, name
+    local = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in local if secret in path.read_bytes()] == []
 
 
 def test_two_drivers_of_one_sweep_are_refused_by_name(tmp_path: Path) -> None:
