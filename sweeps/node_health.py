@@ -15,6 +15,17 @@ IN_A_ROW_ON_THE_LAST = 10
 _NO_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+class UnfitNode(RuntimeError):
+    """No trial may run on the node (its id) on which this was raised."""
+
+    def __init__(self, reason: str, node_id: str):
+        super().__init__(reason, node_id)
+        self.reason, self.node_id = reason, node_id
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class NodeHealth:
     """Told what became of trials; `avoided` is what it makes of that."""
 
@@ -48,6 +59,6 @@ class NodeHealth:
 
 def is_of_the_node(error: Exception) -> bool | None:
     """Whether what a trial raised is the fault of its node. None: it may be (a package is missing there)."""
-    if isinstance(error, OSError) and error.errno in _NO_STORAGE:
+    if isinstance(error, UnfitNode) or (isinstance(error, OSError) and error.errno in _NO_STORAGE):
         return True
     return None if isinstance(error, ImportError) else False

@@ -29,6 +29,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from sweeps.node_health import UnfitNode
 from sweeps.ray_cluster import DRIVER_CPUS, free_reservations, workers_in
 from sweeps.warm_process import fresh_worker_state, output_to
 
@@ -64,6 +65,7 @@ def run_loop(
     gpus_per_worker: float = 0,
     further: Mapping[str, float] | None = None,
     nodes: Mapping[str, str] | None = None,
+    check_node: Callable[[], Sequence[str]] = tuple,
     run_name: str,
     storage: str,
     max_failures: int = 2,
@@ -77,14 +79,15 @@ def run_loop(
     With one worker the loop gets `argument` and `report` as they are. With more, every worker imports `loop`, gets a
     copy of `argument`, is seeded with `seed`, prints into `log`, and its `report` is Ray Train's: all ranks call it
     with metrics already reduced over ranks, rank 0's reach `callbacks`. `further` are resources of a worker beside CPUs
-    and GPUs, `nodes` Ray's label selector of the nodes that may run one. `storage` is a folder all nodes see. `stopped`
-    is asked all the time; once true the group is torn down and SystemExit(0) raised.
+    and GPUs, `nodes` Ray's label selector of the nodes that may run one; each asks `check_node` for the faults of its
+    node. `storage` is a folder all nodes see. `stopped` is asked all the time; once true the group is torn down and
+    SystemExit(0) raised.
 
     With `min_workers` below `workers` the group is elastic: it has as many workers as there is room for, and starts
     anew from the loop's checkpoint with more or fewer when nodes have come or gone.
 
-    Raises what the loop raised (of the lowest rank that failed by itself), WorkerDied when a worker died more than
-    `max_failures` times.
+    Raises what the loop raised (of the lowest rank that failed by itself), UnfitNode when a worker's node has a fault,
+    WorkerDied when a worker died more than `max_failures` times.
     """
     if not is_v2_enabled():
         raise RuntimeError("Ray Train V2 is switched off: unset RAY_TRAIN_V2_ENABLED")
@@ -101,7 +104,14 @@ def run_loop(
     trainer = _GroupTrainer(
         _work,
         stopped=stopped,
-        train_loop_config={"loop": loop, "argument": argument, "seed": seed, "threads": threads, "log": log},
+        train_loop_config={
+            "loop": loop,
+            "argument": argument,
+            "seed": seed,
+            "threads": threads,
+            "log": log,
+            "check_node": check_node,
+        },
         torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if is_fixed else (min_workers, workers),
@@ -140,6 +150,8 @@ def _work(given: dict[str, Any]) -> None:
     with output_to(given["log"]):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
         logging.getLogger(train_context.__file__).setLevel(logging.WARNING)  # says every report; named by its path
+        if faults := given["check_node"]():
+            raise UnfitNode("; ".join(faults), ray.get_runtime_context().get_node_id())
         fresh_worker_state(given["seed"], given["threads"])
         given["loop"](given["argument"], _report_from_worker)
 

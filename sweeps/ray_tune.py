@@ -441,6 +441,7 @@ class _Run:
         task.halt()
         task.node = node
         if final is not None and final["status"] == "unfit":
+            task.node_id = final["node_id"] or task.node_id
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)
@@ -787,7 +788,7 @@ def _run_task(
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         if faults := _faults_of_this_node(settings.check_node):
             _say(log, task["id"], f"refused: {faults}")
-            return {"status": "unfit", "certain": True, "reason": faults}
+            return {"status": "unfit", "certain": True, "reason": faults, "node_id": None}
         try:
             result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
@@ -799,7 +800,8 @@ def _run_task(
             of_the_node, reason = is_of_the_node(error), f"{type(error).__name__}: {error}"
             if of_the_node is False:
                 return {"status": "failed", "reason": reason}
-            return {"status": "unfit", "certain": of_the_node is True, "reason": reason}
+            where = getattr(error, "node_id", None)  # of a worker, which may be on another node
+            return {"status": "unfit", "certain": of_the_node is True, "reason": reason, "node_id": where}
         except SystemExit:
             _say(log, task["id"], "stopped")
             raise
@@ -848,6 +850,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             gpus_per_worker=resources.gpus_per_worker,
             further=resources.further,
             nodes=elsewhere(task["avoid"]),
+            check_node=settings.check_node,
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",
             storage=str(settings.folder_here / "ray" / "groups"),
             max_failures=settings.max_failures,

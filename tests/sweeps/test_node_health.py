@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sweeps import ray_tune
-from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, is_of_the_node
+from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, UnfitNode, is_of_the_node
 from sweeps.ray_cluster import ClusterLost, ClusterView, Node, Resources
 from sweeps.records import Task
 from sweeps.scheduled_queue import ScheduledQueue
@@ -83,8 +83,9 @@ class Books:
     def ends_well(self, task_id: str) -> None:
         self.run.ended(task_id, {"status": "completed", "result": {}}, "host")
 
-    def unfit(self, task_id: str, reason: str, certain: bool) -> None:
-        self.run.ended(task_id, {"status": "unfit", "reason": reason, "certain": certain}, "host")
+    def unfit(self, task_id: str, reason: str, certain: bool, worker_node: str | None = None) -> None:
+        final = {"status": "unfit", "reason": reason, "certain": certain, "node_id": worker_node}
+        self.run.ended(task_id, final, "host")
 
     def avoided(self) -> list[str]:
         return [node for event, node, _ in self.events if event == "avoided"]
@@ -169,6 +170,11 @@ def test_a_fault_that_is_the_nodes_alone_is_enough_at_once(two_nodes: Books) -> 
     two_nodes.ends_well(task_id)
     [line] = two_nodes.queue.ends[task_id][1]["restarts"]
     assert line == "node a could not run it: has torch 2.10.0, the driver 2.9.1; started again"
+
+
+def test_the_node_of_a_worker_is_the_one_that_is_avoided(two_nodes: Books) -> None:
+    two_nodes.unfit(two_nodes.start("a"), "has torch 2.10.0", certain=True, worker_node="b")
+    assert two_nodes.avoided() == ["b"]
 
 
 def test_when_all_nodes_are_avoided_the_run_ends_and_names_them(two_nodes: Books) -> None:
@@ -256,6 +262,7 @@ def test_the_last_node_needs_more_evidence() -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EROFS, "Read-only file system"), True),
+        (UnfitNode("has torch 2.10.0", "b"), True),
         (ModuleNotFoundError("No module named 'x'"), None),
         (FileNotFoundError(errno.ENOENT, "no such file"), False),
         (ValueError("a bad width"), False),

@@ -44,6 +44,14 @@ def says_where(payload, report, launch):
     time.sleep(0.3)
     return {"on": context.get_node_id(), "held": context.get_assigned_resources()}
 
+def launches(payload, report, launch):
+    launch(lambda argument, report: report({"epoch": 1, "score": 0.5}), {})
+    return {}
+
+def fault_of_a_worker():
+    import torch.distributed
+    return ["has other code"] if torch.distributed.is_initialized() else []
+
 def refused(call):
     try:
         call()
@@ -71,8 +79,10 @@ with SmallCluster(num_cpus=1, memory=2**30) as cluster, start_ray(cluster.addres
     found["no_memory"] = refused(lambda: run("memory", 1, says_where, resources=Resources(memory_per_worker=64)))
 
     check = late_check(folder / "storage", RunConfig())
-    found["other_code"] = cluster.add({"PYTHONPATH": code}, num_cpus=2)
+    found["other_code"] = cluster.add({"PYTHONPATH": code}, num_cpus=2, memory=2**30)
     run("mixed", 6, says_where, check_node=check)
+    found["group"] = refused(lambda: run("group", 1, launches, check_node=fault_of_a_worker,
+                                         resources=Resources(workers=2, memory_per_worker=2.5)))
     bad = lambda: ["has no data"]
     found["all_bad"] = refused(lambda: run("bad", 2, says_where, check_node=bad))
 (folder / "found.json").write_text(json.dumps(found))
@@ -127,6 +137,12 @@ def test_a_late_node_with_other_code_is_refused_avoided_and_named_and_costs_no_t
     assert found["other_code"][:8] in node
     assert "has code" in data["reason"]
     assert any("has code" in line for _, result in ends for line in result.get("restarts", []))
+
+
+def test_the_workers_of_a_group_check_their_nodes_too(found: dict[str, Any]) -> None:
+    """Only the node with GPUs has the memory for them, so it is the one that is avoided, and none is left."""
+    assert found["gpus"][:8] in found["group"]
+    assert found["group"].endswith("UnfitNode: has other code")
 
 
 def test_a_cluster_of_which_every_node_is_avoided_ends_the_run(found: dict[str, Any]) -> None:
