@@ -19,11 +19,10 @@ from genrec.pipeline import Launch, open_ids, open_tiger, pick_device, run_pipel
 from genrec.tracking import TrackedRun, open_tracker
 from sweeps.measuring import measure
 from sweeps.records import Stopped
+from sweeps.stopping import GATE
 
 TRACKING = "tracking"
 "the folder of trackers' files in that of a sweep"
-GATE = "health gate"
-"how the reason of a trial begins whose semantic IDs broke a rule of the sweep"
 
 
 def run_trial(
