@@ -477,11 +477,11 @@ def local_slots(spec: SweepSpec, cpus: int | None = None, gpus: int | None = Non
 
     resources = spec.resources
     cpus = cpus or _own_cpus()
-    workers = int(cpus / resources.cpus_per_worker)
+    workers = int(cpus / resources.cpus_per_worker + 1e-6)
     if resources.gpus_per_worker:
         if gpus is None:
             gpus = _own_gpus() if pick_device() == "cuda" else 0
-        workers = min(workers, int(gpus / resources.gpus_per_worker))
+        workers = min(workers, int(gpus / resources.gpus_per_worker + 1e-6))
     slots = trials_of(workers, resources.fewest_workers, resources.most_workers)
     if slots < 1:
         have = f"{cpus} CPUs and {gpus or 0} GPUs"

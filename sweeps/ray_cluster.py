@@ -30,10 +30,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
-from sweeps.spec import trials_of
-
-if TYPE_CHECKING:
-    from sweeps.spec import ResourcesSpec
+from sweeps.spec import ResourcesSpec, trials_of
 
 PROBE_SECONDS = 5.0
 NODES_ASKED_EVERY = 2.0  # seconds

@@ -8,9 +8,11 @@ nodes come or go. The only module that imports ray.train.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.working_dir_setup import WorkingDirectorySetupCallback
@@ -213,10 +215,22 @@ class _ElasticPolicy(ElasticScalingPolicy):
         return min(found, self.scaling_config.max_workers)
 
     def _get_reserved_resources(self) -> Any:
-        with contextlib.suppress(RayError, GetTimeoutError):  # the question itself, below, is logged if it fails
-            ask = self._autoscaling_coordinator.get_reserved_resources
-            ray.get(ask.remote(self._requester_id, recompute=True), timeout=COORDINATOR_SECONDS)
+        since_last = time.monotonic() - self._latest_reserved_resources_query_time
+        if since_last >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            with contextlib.suppress(RayError):  # the question itself, below, is logged if it fails
+                ask = self._autoscaling_coordinator.get_reserved_resources
+                ray.get(ask.remote(self._requester_id, recompute=True), timeout=COORDINATOR_SECONDS)
         return super()._get_reserved_resources()
+
+
+class _Controller(TrainController):
+    """Ray's controller; while it waits for room that one asks again at once, with a whole core and deaf to `abort`."""
+
+    async def _run_control_loop_iteration(self) -> None:
+        before = self.get_state()
+        await super()._run_control_loop_iteration()
+        if self.get_state() is before:
+            await asyncio.sleep(POLL_SECONDS)
 
 
 class _GroupTrainer(TorchTrainer):
@@ -239,7 +253,7 @@ class _GroupTrainer(TorchTrainer):
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         environment = GROUP_ENVIRONMENT | get_env_vars_to_propagate()
         actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})
-        controller = actor(TrainController).remote(**kwargs)
+        controller = actor(_Controller).remote(**kwargs)
         try:
             running = controller.run.remote()
             while not ray.wait([running], timeout=POLL_SECONDS)[0]:

@@ -59,7 +59,8 @@ def head_process(cluster: Cluster) -> int:
 
 def size_of_ledger(folder: Path) -> float:
     """MB of a sweep's record: all but logs and Ray's scratch."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in SCRATCH)
+    kept = [entry for entry in folder.iterdir() if entry.name not in SCRATCH]
+    files = [path for entry in kept for path in (entry, *entry.rglob("*")) if path.is_file()]
     return sum(path.stat().st_size for path in files) / 1e6
 
 

@@ -5,7 +5,7 @@
 FOLDER is the base's data folder. One trial makes the stages that trials share; then `--trials` trials run at once, each
 in its process, for an epoch over all training data that is validated on `--users` users. Counted are a process's
 private pages: those that another process adds. Pages that are mapped from files (libraries, dataset, item vectors) are
-there once, however many trials run. In MB:
+there once, however many trials run; `shared` of them are in a process, and `pss` counts its part of these as well. MB:
 
 - process: Python, torch (with its compiler, which the first optimizer loads), Ray and the library, before the trial;
 - data: dataset, item vectors, semantic IDs and training windows;
@@ -36,7 +36,7 @@ from sweeps.records import Task
 
 MB = 1e6
 SAMPLED_EVERY = 0.25
-PARTS = ("process", "data", "training", "all", "shared")
+PARTS = ("process", "data", "training", "all", "shared", "pss")
 Figures = dict[str, float]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from sweeps.ray_train import Loop, WorkerDied, run_loop
+from sweeps.ray_train import ABORT_SECONDS, Loop, WorkerDied, run_loop
 
 ONE = {"workers": 1, "cpus_per_worker": 1, "run_name": "one"}
 TWO = {"workers": 2, "cpus_per_worker": 1, "run_name": "two"}
@@ -149,6 +150,29 @@ def test_stopped_group_leaves_nothing(nothing_left: Callable[[], None], tmp_path
 
     with pytest.raises(SystemExit):
         run_loop(loop, {"running": str(running)}, unused, storage=str(tmp_path), stopped=stopped, **TWO)
+    nothing_left()
+
+
+@pytest.mark.slow
+def test_elastic_group_that_waits_for_room_listens_to_a_stop(nothing_left: Callable[[], None], tmp_path: Path) -> None:
+    """Five workers at least, on four CPUs."""
+
+    def loop(argument: dict[str, Any], report: Callable[..., None]) -> None:
+        raise AssertionError("there is no room")
+
+    stopped_at: list[float] = []
+
+    def stopped() -> bool:
+        actors = ray._private.state.actors().values()
+        if not stopped_at and any(a["ActorClassName"] == "_Controller" and a["State"] == "ALIVE" for a in actors):
+            time.sleep(2)  # it has asked for room a few times
+            stopped_at.append(time.monotonic())
+        return bool(stopped_at)
+
+    group = {"workers": 6, "min_workers": 5, "cpus_per_worker": 1, "run_name": "waits"}
+    with pytest.raises(SystemExit):
+        run_loop(loop, {}, unused, storage=str(tmp_path), stopped=stopped, **group)
+    assert time.monotonic() - stopped_at[0] < ABORT_SECONDS, "it was killed without an answer"
     nothing_left()
 
 
