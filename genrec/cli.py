@@ -249,7 +249,8 @@ def train_from_file(path: str | Path, overrides: Sequence[str] = (), model: Mode
 @click.option("--picture", metavar="PATH", help="Draw how items spread over the codes, as .png or .svg.")
 @click.option("--curves", metavar="PATH", help="Draw the learning curves of a bundle, as .png or .svg.")
 @click.option("--attention", metavar="PATH", help="Draw where a bundle's encoder looks in --history, as .png or .svg.")
-@click.option("--history", metavar=history_metavar, help="Item ids, oldest first, for --attention.")
+@click.option("--history", metavar=history_metavar, help="Item ids, oldest first, for --attention and --html.")
+@click.option("--html", "page", metavar="PATH", help="Write table and pictures to one page that opens offline.")
 @run_options
 def inspect(
     target: str | None,
@@ -257,21 +258,23 @@ def inspect(
     curves: str | None,
     attention: str | None,
     history: str | None,
+    page: str | None,
     **options: Any,
 ) -> None:
     """Print the health of the semantic IDs of a bundle or a config, and draw them.
 
     For a config the tokenizer is trained first, if it is not in the store.
     """
-    if (attention is None) != (history is None):
+    if (attention and not history) or (history and not (attention or page)):
         raise click.UsageError("--attention and --history go together")
     if target is not None and Path(target).is_dir():
-        _inspect_bundle(Path(target), picture, curves, attention, history)
+        _inspect_bundle(Path(target), picture, curves, attention, history, page)
         return
-    if curves or attention:
+    if curves or history:
         raise click.UsageError(f"--curves and --attention need the folder of a bundle, got {target or 'nothing'}")
     run, artifacts = _start(target, **options)
-    from genrec.inspection import draw_ids, inspect_ids
+    from genrec.inspection import draw_ids, ids_figure, inspect_ids
+    from genrec.inspection_page import write_page
     from genrec.pipeline import open_ids, open_interactions, run_pipeline, stage_keys
 
     run_pipeline(run, artifacts, until="semantic_ids")
@@ -279,14 +282,24 @@ def inspect(
     _say(inspect_ids(ids, items))
     if picture:
         _tell(f"picture: {draw_ids(ids, items, picture)}")
+    if page:
+        title = f"Semantic IDs of {target or 'the default config'}"
+        figures = {"Code usage": ids_figure(ids, items)}
+        _tell(f"page: {write_page(page, title, inspect_ids(ids, items), figures)}")
 
 
 def _inspect_bundle(
-    bundle: Path, picture: str | None, curves: str | None, attention: str | None, history: str | None
+    bundle: Path,
+    picture: str | None,
+    curves: str | None,
+    attention: str | None,
+    history: str | None,
+    page: str | None,
 ) -> None:
     from genrec.data.interactions import Items
-    from genrec.inspection import draw_ids, inspect_ids
-    from genrec.pictures import draw_attention, draw_curves
+    from genrec.inspection import draw_ids, ids_figure, inspect_ids
+    from genrec.inspection_page import write_page
+    from genrec.pictures import attention_figure, curves_figure, draw_attention, draw_curves
     from genrec.pipeline import open_tiger
     from genrec.recommender import Recommender
 
@@ -299,6 +312,14 @@ def _inspect_bundle(
         _tell(f"curves: {draw_curves(open_tiger(bundle)[1]['rows'], curves)}")
     if attention:
         _tell(f"attention: {draw_attention(recommender, _items_of(str(history)), attention)}")
+    if page:
+        figures = {
+            "Code usage": ids_figure(ids, items),
+            "Learning curves": curves_figure(open_tiger(bundle)[1]["rows"]),
+        }
+        if history:
+            figures["Attention of the history"] = attention_figure(recommender, _items_of(history))
+        _tell(f"page: {write_page(page, f'Bundle {bundle.name}', inspect_ids(ids, items), figures)}")
 
 
 @main.command()

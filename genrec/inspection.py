@@ -50,8 +50,12 @@ def verdict(health: Health) -> str:
 
 
 def draw_ids(ids: SemanticIds, items: Items, path: Path | str) -> Path:
-    """Draw how items spread over the codes of every level, and over groups of one tuple, to a .png or .svg file."""
-    path = picture_path(path)
+    """`ids_figure` as a .png or .svg file."""
+    return save(ids_figure(ids, items), path)
+
+
+def ids_figure(ids: SemanticIds, items: Items) -> Figure:
+    """How items spread over the codes of every level, and over groups of one tuple."""
     levels = len(ids.health.usage)
     figure = Figure(figsize=(4.2 * (levels + 1), 3.6), layout="constrained")
     axes = figure.subplots(1, levels + 1, squeeze=False)[0]
@@ -59,15 +63,15 @@ def draw_ids(ids: SemanticIds, items: Items, path: Path | str) -> Path:
         _draw_level(axes[level], ids, level)
     _draw_groups(axes[levels], ids)
     figure.suptitle(f"{len(items)} items, {levels} levels: {verdict(ids.health)}", fontsize=10, wrap=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return figure
 
 
-def picture_path(path: Path | str) -> Path:
-    """`path`, whose suffix must be one that can be drawn."""
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write a picture to a file whose suffix says how. Raises `InputError` for any but .png and .svg."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: a picture's name must end in {' or '.join(SUFFIXES)}")
+    figure.savefig(path, dpi=120)
     return path
 
 

@@ -12,23 +12,27 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from genrec.inspection import picture_path
+from genrec.inspection import save
 from genrec.recommender import Recommender
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
-    """Draw loss and validation metrics over the epochs, `rows` as `fit` reports them, to a .png or .svg file."""
-    path = picture_path(path)
+    """`curves_figure` as a .png or .svg file."""
+    return save(curves_figure(rows), path)
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss and validation metrics over the epochs, `rows` as `fit` reports them."""
     names = sorted({name for row in rows for name in row})
     recalls = [name for name in names if name.startswith(("recall@", "ndcg@"))]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, metrics = figure.subplots(1, 2)
     _draw_lines(losses, rows, [name for name in names if name.endswith("loss")], "loss")
     _draw_lines(metrics, rows, recalls, "validation")
-    figure.savefig(path, dpi=120)
-    return path
+    return figure
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
@@ -36,13 +40,18 @@ def _draw_lines(axes: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[s
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=name)
     axes.set(title=title, xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:
         axes.legend(fontsize=8)
 
 
 def draw_attention(recommender: Recommender, history: Sequence[str], path: Path | str) -> Path:
-    """Draw the encoder's attention over one history of item ids: the mean of the heads, one panel a layer."""
-    path = picture_path(path)
+    """`attention_figure` as a .png or .svg file."""
+    return save(attention_figure(recommender, history), path)
+
+
+def attention_figure(recommender: Recommender, history: Sequence[str]) -> Figure:
+    """The encoder's attention over one history of item ids: the mean of the heads, one panel a layer."""
     weights_SHMM, labels = _attention(recommender, history)
     layers, size = weights_SHMM.shape[0], len(labels)
     side = max(3.0, 0.28 * size)
@@ -53,8 +62,7 @@ def draw_attention(recommender: Recommender, history: Sequence[str], path: Path 
         axes.set_xticks(range(size), labels, rotation=90, fontsize=6, parse_math=False)
         axes.set_yticks(range(size), labels, fontsize=6, parse_math=False)
         figure.colorbar(image, ax=axes, shrink=0.7)
-    figure.savefig(path, dpi=120)
-    return path
+    return figure
 
 
 def _attention(recommender: Recommender, history: Sequence[str]) -> tuple[Tensor, list[str]]:

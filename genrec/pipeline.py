@@ -41,7 +41,7 @@ from genrec.trainers.tiger_trainer import train_tiger
 logger = logging.getLogger(__name__)
 Stage = Literal["dataset", "embeddings", "tokenizer", "semantic_ids", "tiger"]
 STAGES: tuple[Stage, ...] = ("dataset", "embeddings", "tokenizer", "semantic_ids", "tiger")
-CODE_VERSIONS: dict[Stage, int] = {"dataset": 2, "embeddings": 2, "tokenizer": 2, "semantic_ids": 2, "tiger": 2}
+CODE_VERSIONS: dict[Stage, int] = {"dataset": 2, "embeddings": 2, "tokenizer": 2, "semantic_ids": 2, "tiger": 3}
 Loop = Callable[[dict[str, Any], Report], None]
 Launch = Callable[[Loop, dict[str, Any]], None]
 "runs a training loop somewhere: here, or in workers that Ray Train starts"

@@ -11,14 +11,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 30.0
 "between two lines of a log; shorter epochs have their own line in it"
 BAR_SECONDS = 0.2
+GAPS = 2
+"columns between title, bar and line; where there is no room the bar has no width"
 
 
 class TrainingStep(NamedTuple):
@@ -69,12 +72,16 @@ class Pace:
         self.steps += 1
         self.targets += step.targets
 
-    def describe(self, step: TrainingStep) -> str:
-        """`loss 3.412  lr 1.0e-03  2140 targets/s  4:10 left`"""
+    def describe(self, step: TrainingStep, width: int | None = None) -> str:
+        """`loss 3.412  lr 1.0e-03  2140 targets/s  4:10 left`; in a small `width` speed, rate and loss are left out, in
+        this order."""
         seconds = time.monotonic() - self.started
         left = seconds / self.steps * max(0, step.total_steps - step.step)
-        rate = self.targets / max(seconds, 1e-9)
-        return f"loss {step.loss():.3f}  lr {step.learning_rate:.1e}  {rate:.0f} targets/s  {_clock(left)} left"
+        parts = [f"loss {step.loss():.3f}", f"lr {step.learning_rate:.1e}"]
+        parts += [f"{self.targets / max(seconds, 1e-9):.0f} targets/s", f"{clock(left)} left"]
+        while width is not None and len("  ".join(parts)) > width and len(parts) > 1:
+            del parts[-2]
+        return "  ".join(parts)
 
 
 class _Lines:
@@ -109,13 +116,9 @@ def _bar(title: str) -> Iterator[OnStep]:
             if time.monotonic() - shown < BAR_SECONDS and step.step < step.total_steps:
                 return
             shown = time.monotonic()
-            progress.update(
-                task,
-                description=f"{title} {step.epoch}/{step.epochs}",
-                total=step.total_steps,
-                completed=step.step,
-                line=pace.describe(step),
-            )
+            name = f"{title} {step.epoch}/{step.epochs}"
+            line = pace.describe(step, progress.console.width - len(name) - GAPS)
+            progress.update(task, description=name, total=step.total_steps, completed=step.step, line=line)
 
         yield on_step
 
@@ -133,6 +136,7 @@ def _logging_above(terminal: object) -> Iterator[None]:
             handler.setStream(terminal)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`4:10`; from an hour on `1:04:10`."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -14,7 +14,6 @@ import logging
 import netrc
 import os
 import queue
-import re
 import threading
 import urllib.error
 import urllib.request
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from genrec.config import RunConfig, content_hash
 from genrec.errors import InputError
+from genrec.masking import masked
 from genrec.progress import TrainingStep
 from genrec.ranks import rank_and_world
 from genrec.settings import TrackingConfig
@@ -36,12 +36,11 @@ logger = logging.getLogger(__name__)
 Axis = Literal["step", "epoch"]
 Mode = Literal["online", "offline", "disabled", "shared"]
 Values = dict[str, float]
+SERVERS = ("api.forge.coreweave.com", "api.wandb.ai")
+"names of the public server: what `wandb login` writes a key under now, and what it wrote it under before"
 NETWORK_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 "how long the end of a run waits for a tracker"
-_SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-MASK = "***"
 
 
 @dataclass(frozen=True)
@@ -109,20 +108,6 @@ def _asked_for(config: TrackingConfig) -> dict[str, str]:
     """Package -> the setting that asks for it."""
     asked = {"wandb": "wandb_logging", "tensorboard": "tensorboard"}
     return {package: setting for package, setting in asked.items() if getattr(config, setting)}
-
-
-def masked(value: Any, name: str = "") -> Any:
-    """A copy without secrets: values whose name says so, logins in URLs, the key of Weights & Biases itself."""
-    if isinstance(value, dict):
-        return {key: masked(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, name) for item in value]
-    if not isinstance(value, str) or not value:
-        return value
-    if _SECRET_NAME.search(name):
-        return MASK
-    key = os.environ.get("WANDB_API_KEY")
-    return _URL_LOGIN.sub(MASK, value.replace(key, MASK) if key else value)
 
 
 class Tracker:
@@ -346,7 +331,22 @@ def wandb_mode(offline: bool = False) -> Mode:
 
 def server_address() -> str:
     """Of Weights & Biases, or of one's own installation of it."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    return os.environ.get("WANDB_BASE_URL") or f"https://{SERVERS[0]}"
+
+
+def require_server() -> None:
+    """Refuse to upload anything without a key (`InputError`) or an answering server (`ConnectionError`)."""
+    if not has_key():
+        raise InputError("no key of Weights & Biases; fix: set WANDB_API_KEY, or write it to netrc by: wandb login")
+    if not server_answers():
+        raise ConnectionError(f"{server_address()} does not answer")
+
+
+def account() -> str:
+    """Whose projects are meant: `WANDB_ENTITY`, or else, as the server says, the account that the key belongs to."""
+    import wandb
+
+    return os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
 
 
 def server_answers() -> bool:
@@ -367,10 +367,12 @@ def has_key() -> bool:
     """Whether the environment or netrc has a key for the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    machine = urlsplit(server_address()).netloc
     try:
-        return netrc.netrc().authenticators(urlsplit(server_address()).hostname or "") is not None
+        known = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(name) for name in (SERVERS if machine in SERVERS else [machine]))
 
 
 def _named(values: Values, axis: Axis) -> Values:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from genrec.errors import InputError
-from genrec.tracking import has_key, server_address, server_answers
+from genrec.tracking import require_server
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -33,10 +32,7 @@ def upload(folder: Path, say: Callable[[str], None]) -> int:
     runs = offline_runs(folder)
     if not runs:
         return 0
-    if not has_key():
-        raise InputError("no key of Weights & Biases; fix: set WANDB_API_KEY, or write it to netrc by: wandb login")
-    if not server_answers():
-        raise ConnectionError(f"{server_address()} does not answer")
+    require_server()
     for number, part in enumerate(_rounds(runs), 1):
         say(f"uploading {len(part)} runs" + (f", which go on with earlier ones ({number})" if number > 1 else ""))
         subprocess.run([sys.executable, "-m", "wandb", "sync", *map(str, part)], check=False, stdout=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig, load_config
+from genrec.config import RunConfig
 from genrec.errors import InputError
 from genrec.object_store import is_url
 from sweeps.folders import DEFAULT as STORAGE
@@ -105,12 +105,12 @@ class Sweep:
 
     def best_config(self) -> RunConfig:
         """The winner's config; before there is a winner, that of the best trial so far."""
-        if self.ledger.fact("winner"):
-            return load_config(self.folder / "best.yaml")
-        best = self.ledger.best()
-        if best is None:
+        from sweeps.finalists import best_config
+
+        config = best_config(self.ledger)
+        if config is None:
             raise InputError(f"sweep {self.name} has no trial with a result yet")
-        return self.ledger.config_of(best.number)
+        return config
 
     def report(self, folder: str | Path | None = None) -> ReportFiles:
         """Write what the sweep has come to as a page with pictures, Markdown, CSV; by default to `report/` in its
@@ -118,6 +118,15 @@ class Sweep:
         from sweeps.report import write_report
 
         return write_report(self.ledger, folder)
+
+    def publish_report(self, folder: str | Path | None = None) -> str:
+        """Publish the verdict and panels over the runs as a Report of Weights & Biases; returns its address.
+
+        Its commands name the files of `folder`, which `report` wrote. The key comes from the environment or netrc.
+        """
+        from sweeps.wandb_report import publish
+
+        return publish(self.ledger, Path(folder) if folder is not None else None)
 
     def recommender(self) -> Recommender:
         """The winner, ready to recommend."""
@@ -278,12 +287,12 @@ def compare(
     """
     if is_url(storage):
         raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
-    from rich.console import Console
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
+    from sweeps.live import DriverConsole
 
-    console = Console(stderr=True, quiet=quiet)
+    console = DriverConsole(quiet)
     return run_experiment(
         str(a),
         str(b),
@@ -311,15 +320,13 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 def _drive(
     ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
 ) -> Sweep:
-    from rich.console import Console
-
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
-    from sweeps.live import LiveView
+    from sweeps.live import DriverConsole, LiveView
     from sweeps.notify import told
 
     with ledger:
-        view = LiveView(ledger, Console(stderr=True, quiet=quiet))
+        view = LiveView(ledger, DriverConsole(quiet))
         note_session(ledger, view.say, accept_data=accept_data)
         if spec is not None:
             ledger.revise(spec)

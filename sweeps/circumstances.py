@@ -9,26 +9,23 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
-import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from genrec.errors import InputError
+from genrec.masking import masked_command
 from genrec.pipeline import CODE_VERSIONS, stage_keys
 from sweeps.ledger import Ledger
 
 SESSIONS = "sessions"
 PACKAGES = ("torch", "ray", "optuna", "numpy", "genrec-sweeps")
 _COMPARED = ("git", "versions", "stages", "data")
-_SECRET = re.compile(r"(?i)((?:key|token|password|passwd|secret|credential)[\w.-]*[= ])(\S+)")
-_USERINFO = re.compile(r"(://[^:/@\s]*):[^@\s]+@")
 
 
 def note_session(ledger: Ledger, say: Callable[[str], None], *, accept_data: bool = False) -> None:
@@ -66,7 +63,7 @@ def circumstances(ledger: Ledger) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "command": masked(sys.argv),
+        "command": masked_command(sys.argv),
         "seed": ledger.spec.seed,
         "git": git_state(Path(__file__).parent),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -125,12 +122,6 @@ def _git(folder: Path, *words: str) -> bytes | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
-
-
-def masked(words: Sequence[str]) -> str:
-    """A command line without what looks like a secret in it."""
-    line = shlex.join([Path(words[0]).name, *words[1:]] if words else [])
-    return _USERINFO.sub(r"\1:***@", _SECRET.sub(r"\1***", line))
 
 
 def _version(package: str) -> str | None:

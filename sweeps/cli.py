@@ -384,9 +384,17 @@ def sync(name: str, storage: str) -> None:
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the report; default: `report` in the sweep's.")
 @click.option("--csv", "only_csv", is_flag=True, help="Only print the trials as CSV.")
 @click.option("--markdown", "only_markdown", is_flag=True, help="Only print the report as Markdown.")
-def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool) -> None:
+@click.option("--wandb", "to_wandb", is_flag=True, help="Then publish it as a Report of Weights & Biases.")
+@click.option("--dry-run", is_flag=True, help="With --wandb: only print what would be published.")
+def report(
+    name: str, storage: str, out: str | None, only_csv: bool, only_markdown: bool, to_wandb: bool, dry_run: bool
+) -> None:
     """Write what NAME has come to as a page with pictures, Markdown and CSV; also while it runs."""
-    with _exit_codes(name):
+    if only_csv + only_markdown + to_wandb > 1:
+        raise click.UsageError("--csv, --markdown and --wandb exclude each other")
+    if dry_run and not to_wandb:
+        raise click.UsageError("--dry-run goes with --wandb")
+    with _exit_codes(name, again=f"sweeps report {name}" + (" --wandb" if to_wandb else "")):
         from sweeps.report import make_document
         from sweeps.report.markdown import markdown
         from sweeps.report.spreadsheet import trials_csv
@@ -396,8 +404,22 @@ def report(name: str, storage: str, out: str | None, only_csv: bool, only_markdo
             click.echo(trials_csv(sweep.ledger), nl=False)
         elif only_markdown:
             click.echo(markdown(make_document(sweep.ledger)), nl=False)
-        else:
+        elif not dry_run:
             _print_lines(str(path) for path in sweep.report(out) if path is not None)
+        if to_wandb:
+            _wandb_report(sweep, out, publish=not dry_run)
+
+
+def _wandb_report(sweep: api.Sweep, out: str | None, *, publish: bool) -> None:
+    """Publish the report, or print what would be published; say which runs its panels can't show yet."""
+    from sweeps.wandb_report import make_report, outline, upload_advice
+
+    if advice := upload_advice(sweep.ledger):
+        click.echo(printable(advice), err=True)
+    if publish:
+        click.echo(printable(sweep.publish_report(out)))
+    else:
+        _print_lines(outline(make_report(sweep.ledger, Path(out) if out else None)))
 
 
 @main.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,6 +37,9 @@ from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
 from sweeps.study_storage import FINALISTS, SEARCH, SPEC, directions_of
 
+AWAY_SECONDS = 60.0
+"for which a database server that does not answer any more is waited for"
+RECONNECT_EVERY = 1.0  # seconds
 _DRIVER = "driver"
 _TRIALS: Any = models.TrialModel.__table__
 _NOTES: Any = models.StudySystemAttributeModel.__table__
@@ -267,8 +271,7 @@ class DatabasePlace:
             try:
                 url = self._url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
                 self._open = Database(url, options)
-                if sqlite:
-                    _without_waiting(self._open)
+                (_without_waiting if sqlite else _wait_for_server)(self._open)
             except ImportError:
                 kind = self._url.get_backend_name()
                 fix = f"pip install 'genrec-sweeps[{kind}]'"
@@ -290,6 +293,21 @@ def _without_waiting(storage: Database) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     storage.engine.dispose()  # connections made before
+
+
+def _wait_for_server(storage: Database) -> None:
+    """Outlast a restart of the server: connections that it dropped are made anew, for a while."""
+
+    @sqlalchemy.event.listens_for(storage.engine, "do_connect")
+    def connect(dialect: Any, _: Any, arguments: Any, options: Any) -> Any:
+        deadline = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(RECONNECT_EVERY)
 
 
 def _usable(written: str, folder: Path) -> URL:

@@ -30,8 +30,8 @@ from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages
 from sweeps.spec import SweepSpec
-from sweeps.stopping import rule_of
-from sweeps.trial import GATE, run_trial, tracked_sweep
+from sweeps.stopping import BUDGET, GATE, Rule, rule_of
+from sweeps.trial import run_trial, tracked_sweep
 
 
 class SweepFailed(RuntimeError):
@@ -88,10 +88,11 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent) -> None:
         on_event(event, task_id, data)
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
+    rule = rule_of(scheduler, spec.mode, _most_epochs(ledger))
     run_queue(
         ledger,
-        rule=rule_of(scheduler, spec.mode, _most_epochs(ledger)),
-        history=_curves(ledger),
+        rule=rule,
+        history=_curves(ledger, rule),
         epochs_of=lambda payload: payload["config"]["train"]["epochs"],
         budget=budget,
         # A paused trial goes on from its last checkpoint: that has to be the epoch at which it paused.
@@ -120,7 +121,7 @@ class _LedgerBudget(Budget):
     """The budget of a sweep's search; what trials spend is noted in the ledger as it grows."""
 
     def __init__(self, ledger: Ledger):
-        known = [value for curve in _curves(ledger).values() for _, value in curve]
+        known = [value for curve in _curves(ledger, Rule()).values() for _, value in curve]
         best = (max(known) if ledger.spec.mode == "max" else min(known)) if known else None
         super().__init__(ledger.spec, elapsed=lambda: ledger.elapsed, spent=ledger.earlier_trial_seconds, best=best)
         self._ledger = ledger
@@ -136,7 +137,7 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
         if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
-            ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {limit}"})
+            ledger.finish(record.id, "stopped", {"reason": f"{BUDGET}: {limit}"})
 
 
 def _reevaluate(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None]) -> None:
@@ -179,11 +180,11 @@ def _common(
     }
 
 
-def _curves(ledger: Ledger) -> dict[str, list[tuple[int, float]]]:
+def _curves(ledger: Ledger, rule: Rule) -> dict[str, list[tuple[int, float]]]:
     """The recorded epochs of the search's trials that did not fail, from which the scheduler goes on."""
     metric = ledger.spec.metric
     return {
-        record.id: [(row["epoch"], row[metric]) for row in record.epochs if math.isfinite(row.get(metric, math.nan))]
+        record.id: [(rule.point(row), row[metric]) for row in record.epochs if math.isfinite(row.get(metric, math.nan))]
         for record in ledger.trials()
         if record.duplicate_of is None and record.status != "failed"
     }

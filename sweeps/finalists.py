@@ -76,6 +76,24 @@ def config_of_run(ledger: Ledger, run: FinalistRun) -> RunConfig:
     return validate_config(spec.finalist_config(config).to_dict() | {"seed": run.seed})
 
 
+def winning_run(ledger: Ledger) -> FinalistRun | None:
+    """The re-evaluation that the bundle was exported from."""
+    winner = ledger.fact("winner")
+    if winner is None:
+        return None
+    runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
+    return next((run for run in runs if run.seed == winner["seed"]), None)
+
+
+def best_config(ledger: Ledger) -> RunConfig | None:
+    """The winner's; before there is one, the best trial's; None before any trial has a result."""
+    run = winning_run(ledger)
+    if run is not None:
+        return config_of_run(ledger, run)
+    best = ledger.best()
+    return None if best is None else ledger.config_of(best.number)
+
+
 def summarise(runs: Sequence[FinalistRun]) -> list[dict[str, Any]]:
     """One row a finalist from its completed runs: seeds, parameters, and mean and std of every metric."""
     rows: dict[int | str, list[FinalistRun]] = {}

@@ -5,9 +5,10 @@ Events come from the driver itself, or from the ledger of a sweep that is driven
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from genrec.progress import clock
 from sweeps.leaderboard import number
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
@@ -55,8 +57,20 @@ class Row:
             metric: number(self.value),
             "best": number(self.best),
             "tokenizer": tokenizer,
-            "time": _clock(time.monotonic() - self.since if self.seconds is None else self.seconds),
+            "time": clock(time.monotonic() - self.since if self.seconds is None else self.seconds),
         }
+
+
+class DriverConsole(Console):
+    """The driver's words, on stderr. Nobody has to hear them: `sweeps run FILE 2>&1 | head` goes on in silence."""
+
+    def __init__(self, quiet: bool = False):
+        super().__init__(stderr=True, quiet=quiet)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # for whoever else writes there
 
 
 class LiveView:
@@ -130,14 +144,14 @@ class LiveView:
         if any(name.startswith("finalist") for name in self.rows):
             return ""
         seconds = remaining_seconds(self.ledger, records)
-        return "" if seconds is None else f"; search ends in about {_clock(seconds)}"
+        return "" if seconds is None else f"; search ends in about {clock(seconds)}"
 
     def _render(self) -> Group:
         metric, records = self.ledger.spec.metric, self.ledger.trials()
         ended = sum(row.status in ENDED for row in self.rows.values())
         leaders = self.ledger.leaderboard()
         best = f", best {metric} {leaders[0].value:.4f} ({leaders[0].id})" if leaders else ""
-        head = f"{self.ledger.spec.name}: {ended} ended, {_clock(self._elapsed_now())}{best}{self._use()}"
+        head = f"{self.ledger.spec.name}: {ended} ended, {clock(self._elapsed_now())}{best}{self._use()}"
         return Group(Text(head + self._end(records), style="bold"), self._table(metric))
 
     def _elapsed_now(self) -> float:
@@ -201,8 +215,3 @@ def remaining_seconds(ledger: Ledger, records: Sequence[TrialRecord]) -> float |
     if budget.time:
         left.append(max(0.0, budget.time - ledger.elapsed))
     return min(left) if left else None
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -13,7 +13,7 @@ import math
 import os
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,6 +90,8 @@ class Plan:
     slots: int
     cpus_per_trial: float
     gpus_per_trial: float
+    taken_over: float = 0.0
+    "share of the trials whose result an earlier sweep has (`reuse`)"
     price_per_hour: float | None = None
     "of what one trial holds"
     search: Stage | None = None
@@ -187,9 +189,25 @@ def plan_sweep(
             processes=_processes(spec, slots),
             threads=max(1, int(spec.resources.cpus_per_worker)),
         ).over(spec.resources.workers)
-    plan = make_plan(spec, bench, slots, speed, works)
+    plan = make_plan(spec, bench, slots, speed, works, _taken_over(spec, storage))
     plan.write(working_folder(storage) / spec.name)
     return plan
+
+
+def _taken_over(spec: SweepSpec, storage: str | Path) -> Callable[[RunConfig], bool]:
+    """Whether an earlier sweep has a config's result."""
+    if not spec.reuse:
+        return _nothing
+    from genrec.pipeline import stage_keys
+    from sweeps.ledger import Ledger
+    from sweeps.reuse import EarlierResults
+
+    earlier = EarlierResults(spec, storage, lambda: stage_keys(spec.base_config())["dataset"], Ledger.read)
+    return lambda config: earlier.of(config) is not None
+
+
+def _nothing(config: RunConfig) -> bool:
+    return False
 
 
 def _lacks_gpu(spec: SweepSpec) -> bool:
@@ -254,9 +272,15 @@ def num_trials(spec: SweepSpec, infeasible_share: float) -> int | None:
 
 
 def make_plan(
-    spec: SweepSpec, bench: Workbench, slots: int, speed: Speed | None = None, works: dict[str, Work] | None = None
+    spec: SweepSpec,
+    bench: Workbench,
+    slots: int,
+    speed: Speed | None = None,
+    works: dict[str, Work] | None = None,
+    taken_over: Callable[[RunConfig], bool] = _nothing,
 ) -> Plan:
-    """Count, and with a speed also time. `works` keeps what was computed of a config, by its hash.
+    """Count, and with a speed also time. `works` keeps what was computed of a config, by its hash; `taken_over` tells
+    which configs' results are known, so that they take no time.
 
     Raises `InputError` for a space in which no point is feasible.
     """
@@ -265,6 +289,8 @@ def make_plan(
     configs = planned_configs(spec)
     total = num_trials(spec, share)
     done = [_work(config, bench, works) for config in configs]
+    new = [work for config, work in zip(configs, done, strict=True) if not taken_over(config)]
+    known = 1 - len(new) / len(done)
     shapes = [Shape.of(config.to_dict()) for config in configs]
     plan = Plan(
         name=spec.name,
@@ -284,22 +310,23 @@ def make_plan(
             ]
         ),
         tokenizers=len({work.tokenizer_key for work in done}),
-        epochs_without_stopping=_scaled_epochs(done, total),
+        epochs_without_stopping=_scaled_epochs(new, len(done), total),
         slots=slots,
         cpus_per_trial=spec.resources.cpus_per_worker * spec.resources.workers,
         gpus_per_trial=spec.resources.gpus_per_worker * spec.resources.workers,
+        taken_over=known,
         price_per_hour=spec.budget.price_per_hour,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if speed is None:
         return plan
-    search = _search_time(spec, done, total, slots, speed)
-    trials = round(search.runs) if total is None else total
+    search = _search_time(spec, new, None if total is None else round(total * (1 - known)), slots, speed)
+    trials = round(search.runs * len(done) / len(new)) if total is None and new else total
     finalists = _finalists_time(spec, bench, configs, works, slots, speed)
     return dataclasses.replace(
         plan,
         trials=trials,
-        epochs_without_stopping=_scaled_epochs(done, trials),
+        epochs_without_stopping=_scaled_epochs(new, len(done), trials),
         search=search,
         finalists=finalists,
         speed=speed,
@@ -333,8 +360,9 @@ def _work(config: RunConfig, bench: Workbench, works: dict[str, Work]) -> Work:
     return works[config.hash]
 
 
-def _scaled_epochs(works: Sequence[Work], trials: int | None) -> int | None:
-    return None if trials is None else round(sum(work.epochs for work in works) * trials / len(works))
+def _scaled_epochs(works: Sequence[Work], planned: int, trials: int | None) -> int | None:
+    """Of `trials` trials, if so many `planned` ones train `works`."""
+    return None if trials is None else round(sum(work.epochs for work in works) * trials / planned)
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -347,6 +375,7 @@ def _played(work: Work, speed: Speed, epochs: int | None = None) -> Played:
         setup_seconds=speed.setup,
         tokenizer_key=work.tokenizer_key,
         tokenizer_seconds=work.tokenizer_seconds(speed),
+        epoch_steps=work.steps,
     )
 
 
@@ -354,6 +383,8 @@ def _search_time(spec: SweepSpec, works: Sequence[Work], trials: int | None, slo
     """The search, rehearsed many times; a sweep without a number of trials is played with enough to spend its budget.
 
     Nobody knows when a `target` will be reached: the plan is that of a sweep that does not reach it."""
+    if not works:
+        return Stage(0, 0.0, 0.0, 0.0, 0.0, 0.0)
     played = [_played(work, speed) for work in works]
     if trials is None:
         shortest = min(trial.epoch_seconds for trial in played)
@@ -497,12 +528,14 @@ def plan_lines(plan: Plan) -> list[str]:
         f"  memory            {_range(plan.memory_bytes)}B a trial, beside the process itself",
         f"  tokenizers        {plan.tokenizers} different among the planned trials, each trained once",
     ]
+    if plan.taken_over:
+        lines.append(f"  taken over        {plan.taken_over:.0%} of the trials, which earlier sweeps have run")
     if plan.search is None or plan.finalists is None or plan.speed is None:
         return [*lines, "  time              not known: no speed was measured here (see --like)"]
     stopping = ""
     if plan.trained_share is not None and plan.trained_share < 0.999:
         stopping = f"; early stopping leaves {plan.trained_share:.0%} of {plan.epochs_without_stopping} epochs"
-    if plan.trials is not None and plan.search.runs < plan.trials:
+    if plan.trials is not None and plan.search.runs < round(plan.trials * (1 - plan.taken_over)):
         stopping += f"; the budget ends it after {plan.search.runs} trials"
     cost = f", {plan.cost:.2f} at {plan.price_per_hour:g} an hour of a trial" if plan.cost is not None else ""
     spread = f"{clock(plan.search.low_seconds)} to {clock(plan.search.high_seconds)}"

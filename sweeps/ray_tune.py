@@ -100,7 +100,7 @@ def run_queue(
     be initialised.
 
     `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
-    `report(metrics)` once an epoch, with "epoch" and `metric` in it; `launch(loop, argument)` runs
+    `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
     result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
     `report({"_notes": {...}})` puts entries into the result however the trial ends.
@@ -345,7 +345,7 @@ class _Run:
         """What becomes of the task after this epoch; asked before `reported`."""
         task = self._open[task_id]
         with self._kept():
-            task.verdict = self.queue.judge(task_id, metrics["epoch"], metrics.get(self.metric))
+            task.verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
         return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:

@@ -23,13 +23,15 @@ METRIC = "quality"
 
 
 class Played(NamedTuple):
-    """One trial to play: seconds of an epoch, epochs, seconds until its first one, and the tokenizer that it needs."""
+    """One trial to play: seconds of an epoch, epochs, seconds until its first one, the tokenizer that it needs, and
+    optimizer steps of an epoch."""
 
     epoch_seconds: float
     epochs: int
     setup_seconds: float
     tokenizer_key: str
     tokenizer_seconds: float
+    epoch_steps: int = 1
 
 
 @dataclass
@@ -160,11 +162,12 @@ class Rehearsal:
     def _end_epoch(self, task: Task, epoch: int) -> None:
         self.outcome.wall_seconds = self._clock.now
         self.outcome.epochs += 1
-        value = self._value_of(task.payload, epoch)
-        verdict = self._queue.judge(task.id, epoch, value)
-        self._queue.report(task.id, {"epoch": epoch, self._metric: value})
+        trial, value = self._trial_of(task.payload), self._value_of(task.payload, epoch)
+        row = {"epoch": epoch, "step": epoch * trial.epoch_steps, self._metric: value}
+        verdict = self._queue.judge(task.id, row, value)
+        self._queue.report(task.id, row)
         self._on_epoch(task.id, epoch, value)
-        over = epoch >= self._trial_of(task.payload).epochs
+        over = epoch >= trial.epochs
         if verdict.action == "go" and not over:
             self._train(task, epoch + 1, self._clock.now)
             return

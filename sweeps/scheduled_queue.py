@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from sweeps.records import Task
-from sweeps.stopping import GO, Curve, Rule, Verdict
+from sweeps.stopping import BUDGET, GO, Curve, Rule, Verdict
 
 Ending = Literal["stopped", "completed", "failed"]
 
@@ -84,17 +84,17 @@ class ScheduledQueue:
                 return promoted
         return None
 
-    def judge(self, task_id: str, epoch: int, value: float | None) -> Verdict:
-        """What becomes of a running task after an epoch; `value` is None where the epoch was not validated."""
-        task, verdict = self._out[task_id], GO
+    def judge(self, task_id: str, row: Mapping[str, Any], value: float | None) -> Verdict:
+        """What becomes of a running task after the epoch that reported `row`; `value` is None without a validation."""
+        task, verdict, epoch = self._out[task_id], GO, row["epoch"]
         if value is not None:
-            verdict = self._rule.judge(task_id, epoch, value)
+            verdict = self._rule.judge(task_id, self._rule.point(row), value)
             if self._budget:
                 self._budget.see(value)
         if epoch >= (self._epochs_of(task.payload) or epoch + 1):
             return GO
         if limit := self.spent():
-            return Verdict("stop", f"ended with the budget at epoch {epoch}: {limit}")
+            return Verdict("stop", f"{BUDGET} at epoch {epoch}: {limit}")
         if verdict.action == "pause" and self._rule.promoted({*self._paused, task_id}) == task_id:
             return GO
         return verdict

@@ -83,8 +83,10 @@ class SchedulerSpec(Section):
     type: Literal["none", "median", "asha", "promote"] = "none"
     grace_epochs: PositiveInt = 1
     "epochs that every trial gets"
+    grace_steps: PositiveInt | None = None
+    "instead of `grace_epochs`: optimizer steps; trials of different batch sizes are then compared at equal steps"
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    "`asha`, `promote`: of so many trials one goes on at a rung; the next rung is so many times as many epochs away"
+    "`asha`, `promote`: of so many trials one goes on at a rung; the next rung is so many times as far"
     min_trials: PositiveInt = 3
     "`median`: trials that must have come as far before one is stopped"
 
@@ -486,6 +488,9 @@ class _Checker:
     def _scheduler(self) -> None:
         scheduler = self._mapping("scheduler")
         kind = scheduler.get("type", "none")
+        if self.document is not None and {"grace_epochs", "grace_steps"} <= {*scheduler}:
+            rule = "a scheduler counts epochs or steps, not both"
+            self._fault(("scheduler", "grace_steps"), None, rule, "leave out one of grace_epochs and grace_steps")
         for key, kinds in _SCHEDULER_READ_BY.items():
             if key in scheduler and self.document is not None and kind in _STOPPING and kind not in kinds:
                 rule = f"scheduler {kind} does not read it; {' and '.join(kinds)} do"

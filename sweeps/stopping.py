@@ -1,7 +1,8 @@
-"""Which trials are trained on: rules over (trial, epoch, value) alone. No Ray, no ledger, no clock.
+"""Which trials are trained on: rules over (trial, how far it is trained, value) alone. No Ray, no ledger, no clock.
 
-A rule remembers what trials were worth at their epochs. It never asks when something happened, so that what the ledger
-has recorded (`recall`) puts it into the state that it was in before an interruption.
+A rule remembers what trials were worth at their validations. How far a trial is trained is counted in the rule's unit,
+epochs or optimizer steps. A rule never asks when something happened, so that what the ledger has recorded (`recall`)
+puts it into the state that it was in before an interruption.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Collection, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from sweeps.spec import SchedulerSpec
+from sweeps.spec import SchedulerSpec, SweepSpec
 
+GATE = "health gate"
+BUDGET = "ended with the budget"
+"how the reason of a trial begins that no scheduler stopped"
 Mode = Literal["max", "min"]
+Unit = Literal["epoch", "step"]
 Curve = Sequence[tuple[int, float]]
+"how far, in the rule's unit, and the value there; oldest first"
+FARTHEST = 10**9
+"steps that no trial takes"
 
 
 class Verdict(NamedTuple):
@@ -34,12 +42,19 @@ class Rule:
     Trials are named by their ids; values are finite, for a trial whose metric is not fails anyway.
     """
 
-    def judge(self, trial: str, epoch: int, value: float) -> Verdict:
-        """Remember one epoch's value and decide. An epoch that comes again is not judged again."""
+    def __init__(self, unit: Unit = "epoch") -> None:
+        self.unit = unit
+
+    def point(self, row: Mapping[str, Any]) -> int:
+        """How far a trial was trained when it reported `row`. Raises KeyError for a row without the rule's unit."""
+        return row[self.unit]
+
+    def judge(self, trial: str, at: int, value: float) -> Verdict:
+        """Remember one validation and decide. One that comes again is not judged again."""
         return GO
 
     def recall(self, trial: str, curve: Curve) -> None:
-        """Remember the recorded epochs of a trial, oldest first; nothing is decided."""
+        """Remember the recorded validations of a trial; nothing is decided."""
 
     def forget(self, trial: str) -> None:
         """The trial failed: others are not measured by it."""
@@ -53,59 +68,76 @@ class Rule:
         return None
 
     def standing(self, trial: str) -> str:
-        """Where a paused trial stands: `epoch 3: rank 5 of 9`."""
+        """Where a paused trial stands: `epoch 3: rank 5 of 9`, `step 600: rank 5 of 9`."""
         return ""
 
 
 class Median(Rule):
     """Median stopping (Golovin et al., 2017): a trial ends when its best value so far is worse than the median of the
-    running averages that the others had at that epoch. At least `min_trials` others must have come as far."""
+    running averages that the others had when they were trained as far. At least `min_trials` others must have come as
+    far."""
 
-    def __init__(self, *, grace: int, min_trials: int, mode: Mode):
+    def __init__(self, *, grace: int, min_trials: int, mode: Mode, unit: Unit = "epoch"):
+        super().__init__(unit)
         self._grace, self._min_trials, self._sign = grace, min_trials, _sign(mode)
-        self._scores: dict[str, list[float]] = {}
-        self._averages: dict[int, dict[str, float]] = {}  # epoch -> trial -> running average
+        self._seen: dict[str, _Course] = {}
 
-    def judge(self, trial: str, epoch: int, value: float) -> Verdict:
-        if not self._see(trial, epoch, value) or epoch < self._grace:
+    def judge(self, trial: str, at: int, value: float) -> Verdict:
+        mine = self._seen.setdefault(trial, _Course())
+        if not mine.add(at, self._sign * value) or at < self._grace:
             return GO
-        others = [average for name, average in self._averages[epoch].items() if name != trial]
+        others = [course.average(at) for course in self._seen.values() if course is not mine and course.reaches(at)]
         if len(others) < self._min_trials:
             return GO
-        median, best = statistics.median(others), max(self._scores[trial])
-        if best >= median:
+        median = statistics.median(others)
+        if mine.best >= median:
             return GO
         return Verdict(
             "stop",
-            f"stopped at epoch {epoch}: its best value {self._sign * best:.4g} is worse than the median "
+            f"stopped at {self.unit} {at}: its best value {self._sign * mine.best:.4g} is worse than the median "
             f"{self._sign * median:.4g} of {len(others)} others",
         )
 
     def recall(self, trial: str, curve: Curve) -> None:
-        for epoch, value in curve:
-            self._see(trial, epoch, value)
+        for at, value in curve:
+            self._seen.setdefault(trial, _Course()).add(at, self._sign * value)
 
     def forget(self, trial: str) -> None:
-        self._scores.pop(trial, None)
-        for averages in self._averages.values():
-            averages.pop(trial, None)
+        self._seen.pop(trial, None)
 
-    def _see(self, trial: str, epoch: int, value: float) -> bool:
-        """Whether the epoch is a new one."""
-        averages = self._averages.setdefault(epoch, {})
-        if trial in averages:
+
+class _Course:
+    """The validations of one trial: where they were, and the running average up to each."""
+
+    def __init__(self) -> None:
+        self.best = -math.inf
+        self._points: list[int] = []
+        self._averages: list[float] = []
+        self._sum = 0.0
+
+    def add(self, at: int, score: float) -> bool:
+        """Whether it is a new one."""
+        if self.reaches(at):
             return False
-        scores = self._scores.setdefault(trial, [])
-        scores.append(self._sign * value)
-        averages[trial] = statistics.fmean(scores)
+        self.best, self._sum = max(self.best, score), self._sum + score
+        self._points.append(at)
+        self._averages.append(self._sum / len(self._points))
         return True
+
+    def reaches(self, at: int) -> bool:
+        return bool(self._points) and self._points[-1] >= at
+
+    def average(self, at: int) -> float:
+        """The running average at the last validation that is no later; minus infinity before the first."""
+        index = bisect.bisect_right(self._points, at) - 1
+        return self._averages[index] if index >= 0 else -math.inf
 
 
 class Rung:
-    """The trials that came to some epoch, by what they were worth there; a larger score is better."""
+    """The trials that were trained so far, by what they were worth there; a larger score is better."""
 
-    def __init__(self, epoch: int):
-        self.epoch = epoch
+    def __init__(self, at: int):
+        self.at = at
         self.scores: dict[str, float] = {}
         self._order: list[tuple[float, str]] = []
 
@@ -142,12 +174,13 @@ class Rung:
 
 
 class Halving(Rule):
-    """Rungs at `grace`, `grace` x `factor`, `grace` x `factor`^2, ... epochs, below `longest`.
+    """Rungs at `grace`, `grace` x `factor`, `grace` x `factor`^2, ... epochs or steps, below `longest`.
 
-    A trial stands once in a rung, with the value of its first validation at that epoch or after it.
+    A trial stands once in a rung, with the value of its first validation there or later.
     """
 
-    def __init__(self, *, grace: int, factor: int, longest: int, mode: Mode):
+    def __init__(self, *, grace: int, factor: int, longest: int, mode: Mode, unit: Unit = "epoch"):
+        super().__init__(unit)
         self.factor, self._sign = factor, _sign(mode)
         self.rungs: list[Rung] = []
         while grace < longest:
@@ -155,17 +188,17 @@ class Halving(Rule):
             grace *= factor
 
     def recall(self, trial: str, curve: Curve) -> None:
-        for epoch, value in curve:
-            if (rung := self.new_rung(trial, epoch)) is not None:
+        for at, value in curve:
+            if (rung := self.new_rung(trial, at)) is not None:
                 rung.add(trial, self._sign * value)
 
     def forget(self, trial: str) -> None:
         for rung in self.rungs:
             rung.remove(trial)
 
-    def new_rung(self, trial: str, epoch: int) -> Rung | None:
-        """The highest rung that the epoch reaches, unless the trial stands in it already."""
-        reached = [rung for rung in self.rungs if rung.epoch <= epoch]
+    def new_rung(self, trial: str, at: int) -> Rung | None:
+        """The highest rung that is reached, unless the trial stands in it already."""
+        reached = [rung for rung in self.rungs if rung.at <= at]
         return reached[-1] if reached and trial not in reached[-1] else None
 
 
@@ -173,15 +206,15 @@ class Asha(Halving):
     """Asynchronous successive halving, stopping form: at a rung a trial goes on if it is among the best 1/`factor` of
     those that came there before it. Nobody waits, so the first always goes on."""
 
-    def judge(self, trial: str, epoch: int, value: float) -> Verdict:
-        rung = self.new_rung(trial, epoch)
+    def judge(self, trial: str, at: int, value: float) -> Verdict:
+        rung = self.new_rung(trial, at)
         if rung is None:
             return GO
         cutoff = rung.cutoff(1 / self.factor)
         rung.add(trial, self._sign * value)
         if rung.scores[trial] >= cutoff:
             return GO
-        return Verdict("stop", f"stopped at epoch {epoch}: {rung.rank(trial)}, the best 1/{self.factor} go on")
+        return Verdict("stop", f"stopped at {self.unit} {at}: {rung.rank(trial)}, the best 1/{self.factor} go on")
 
 
 class Promotion(Halving):
@@ -191,21 +224,21 @@ class Promotion(Halving):
     At the end, where a rung has fewer than `factor` trials, its best goes on all the same: one comes to its last epoch.
     """
 
-    def __init__(self, *, grace: int, factor: int, longest: int, mode: Mode):
-        super().__init__(grace=grace, factor=factor, longest=longest, mode=mode)
-        self._paused: dict[str, tuple[int, Rung]] = {}  # since which epoch, in which rung
+    def __init__(self, *, grace: int, factor: int, longest: int, mode: Mode, unit: Unit = "epoch"):
+        super().__init__(grace=grace, factor=factor, longest=longest, mode=mode, unit=unit)
+        self._paused: dict[str, tuple[int, Rung]] = {}  # since when, in which rung
 
-    def judge(self, trial: str, epoch: int, value: float) -> Verdict:
-        is_new = self.new_rung(trial, epoch) is not None
-        self.recall(trial, [(epoch, value)])
+    def judge(self, trial: str, at: int, value: float) -> Verdict:
+        is_new = self.new_rung(trial, at) is not None
+        self.recall(trial, [(at, value)])
         return Verdict("pause", f"paused at {self.standing(trial)}") if is_new else GO
 
     def recall(self, trial: str, curve: Curve) -> None:
-        for epoch, value in curve:
-            if (rung := self.new_rung(trial, epoch)) is not None:
+        for at, value in curve:
+            if (rung := self.new_rung(trial, at)) is not None:
                 rung.add(trial, self._sign * value)
-                self._paused[trial] = epoch, rung
-            elif trial in self._paused and epoch > self._paused[trial][0]:
+                self._paused[trial] = at, rung
+            elif trial in self._paused and at > self._paused[trial][0]:
                 del self._paused[trial]
 
     def forget(self, trial: str) -> None:
@@ -224,19 +257,57 @@ class Promotion(Halving):
         return None
 
     def standing(self, trial: str) -> str:
-        epoch, rung = self._paused[trial]
-        return f"epoch {epoch}: {rung.rank(trial)}"
+        at, rung = self._paused[trial]
+        return f"{self.unit} {at}: {rung.rank(trial)}"
 
 
 def rule_of(scheduler: SchedulerSpec, mode: Mode, longest: int) -> Rule:
     """The rule of a sweep. `longest`: the most epochs that a trial may train."""
     if scheduler.type == "none":
         return Rule()
-    grace, factor = scheduler.grace_epochs, scheduler.reduction_factor
+    unit, grace = _grace(scheduler)
     if scheduler.type == "median":
-        return Median(grace=grace, min_trials=scheduler.min_trials, mode=mode)
+        return Median(grace=grace, min_trials=scheduler.min_trials, mode=mode, unit=unit)
     form = Asha if scheduler.type == "asha" else Promotion
-    return form(grace=grace, factor=factor, longest=longest, mode=mode)
+    longest = longest if unit == "epoch" else FARTHEST  # a trial at its last epoch is let go, whatever its steps
+    return form(grace=grace, factor=scheduler.reduction_factor, longest=longest, mode=mode, unit=unit)
+
+
+def _grace(scheduler: SchedulerSpec) -> tuple[Unit, int]:
+    """In what the rule counts, and how far every trial gets."""
+    return ("epoch", scheduler.grace_epochs) if scheduler.grace_steps is None else ("step", scheduler.grace_steps)
+
+
+def stopped_by(reason: str | None, scheduler: SchedulerSpec) -> str:
+    """What stopped a trial, by its recorded reason: `health gate`, `budget`, the scheduler's type, or `unknown`."""
+    said = reason or ""
+    if said.startswith((GATE, BUDGET)):
+        return GATE if said.startswith(GATE) else "budget"
+    return "unknown" if scheduler.type == "none" else scheduler.type
+
+
+def rules_in_words(spec: SweepSpec) -> dict[str, str]:
+    """What each of the names that `stopped_by` gives means in this sweep, in a sentence."""
+    scheduler, health = spec.scheduler, spec.health
+    (unit, grace), factor = _grace(scheduler), scheduler.reduction_factor
+    rungs = f"at {unit} {grace} and at its multiples by {factor}"
+    return {
+        GATE: (
+            f"before TIGER is trained, a trial ends if more than {health.max_collision_rate:.4g} of the items share "
+            f"their tuple or a level uses less than {health.min_usage:.4g} of its codes."
+        ),
+        "median": (
+            f"from {unit} {grace} on, a trial ends when its best value so far is worse than the median of what the "
+            f"others had on average up to that {unit}; at least {scheduler.min_trials} others must have come as far."
+        ),
+        "asha": f"{rungs}, a trial goes on only if it is among the best 1/{factor} of those that came there before it.",
+        "promote": (
+            f"{rungs}, every trial pauses; of the best 1/{factor} there the best is trained on when a slot is free. "
+            "Who is never chosen ends with the search."
+        ),
+        "budget": "at a limit other than the number of trials, what runs ends at its next epoch, what waits at once.",
+        "unknown": "no reason is recorded that this version knows.",
+    }
 
 
 def _sign(mode: Mode) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import statistics
 import time
@@ -145,6 +146,8 @@ class Work:
 
     targets: int
     "an epoch"
+    steps: int
+    "of the optimizer, an epoch; somewhat low, as if every batch were full"
     train_flops: float
     "an epoch"
     users: int
@@ -219,8 +222,10 @@ class Workbench:
         num_items, input_dim = self.vectors(config)
         rqvae = config.tokenizer.kind == "rqvae"
         passes = 0 if config.tokenizer.pretrained_rqvae_path else config.tokenizer.rqvae.epochs if rqvae else 1
+        targets = sum(rows * targets for rows, _, targets in windows)
         return Work(
-            targets=sum(rows * targets for rows, _, targets in windows),
+            targets=targets,
+            steps=math.ceil(targets / (config.train.batch_size * config.train.gradient_accumulate_every)),
             train_flops=sum(rows * training_flops(shape, items, targets) for rows, items, targets in windows),
             users=len(users),
             evaluate_flops=len(users) * decoding_flops(shape, history, config.evaluation.beam_size),

@@ -22,9 +22,7 @@ from sweeps.folders import TRACKING, storage_with
 from sweeps.measuring import measure
 from sweeps.mirror import folder_here
 from sweeps.records import Stopped
-
-GATE = "health gate"
-"how the reason of a trial begins whose semantic IDs broke a rule of the sweep"
+from sweeps.stopping import GATE
 
 
 def run_trial(

@@ -1,12 +1,14 @@
 """An S3 server for all tests, and how tests are shared out when several processes run them, as `make test` has it.
 
 A file stays together, since what its fixtures have made serves all its tests; so do all files that use the local Ray of
-`tests/sweeps/conftest.py`, of which one is enough. They are the longest part and therefore come first.
+`tests/sweeps/conftest.py`, of which one is enough. They are the longest part and come first, then the files with most
+slow tests, so that no process is left with a long one at the end.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ def uses_the_local_ray(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    first = {path: uses_the_local_ray(path) for path in {item.path for item in items}}
-    items.sort(key=lambda item: not first[item.path])
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    uses_ray = {path: uses_the_local_ray(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: (not uses_ray[item.path], -slow[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)

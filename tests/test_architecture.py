@@ -62,8 +62,11 @@ def test_optuna_belongs_to_ledger_and_report():
     assert LEDGER <= importers("optuna") <= LEDGER | report
 
 
-def test_wandb_belongs_to_tracking():
-    assert importers("wandb") == {"genrec/tracking.py"}
+@pytest.mark.parametrize(
+    ("package", "module"), [("wandb", "genrec/tracking.py"), ("wandb_workspaces", "sweeps/wandb_report.py")]
+)
+def test_wandb_belongs_to_tracking_and_to_the_report_there(package, module):
+    assert importers(package) == {module}
 
 
 def test_searches_and_clusters_are_no_programs():

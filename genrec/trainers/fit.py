@@ -134,7 +134,7 @@ def _row(epoch: int, step: int, loss_sum: float, targets: int, seconds: float) -
     loss = loss_sum / targets
     if not math.isfinite(loss):
         raise NonFiniteLoss(f"the loss is {loss} in epoch {epoch}, at or before step {step}")
-    return {"epoch": epoch, "loss": loss, "targets_per_second": round(targets / seconds, 1)}
+    return {"epoch": epoch, "step": step, "loss": loss, "targets_per_second": round(targets / seconds, 1)}
 
 
 def _better(value: float, best: float, monitor: str) -> bool:

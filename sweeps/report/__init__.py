@@ -89,7 +89,7 @@ def _write_best(ledger: Ledger, path: Path) -> Path | None:
     if ledger.fact("winner") is not None and (ledger.folder / path.name).is_file():
         shutil.copyfile(ledger.folder / path.name, path)
         return path
-    from sweeps.report.summary import best_config
+    from sweeps.finalists import best_config
 
     config = best_config(ledger)
     if config is None:

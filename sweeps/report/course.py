@@ -17,6 +17,7 @@ from sweeps.planner import clock, planned_against_actual, read_plan
 from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
+from sweeps.stopping import rules_in_words, stopped_by
 
 MAX_ROWS = 200
 
@@ -212,20 +213,22 @@ def plan(ledger: Ledger, spans: Sequence[Span]) -> list[Block]:
 
 
 def stopped(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
-    """Trials that the scheduler ended, with its rule."""
+    """Trials that were ended before their last epoch, each with the rule that did it; the rules in words first."""
     chosen = [r for r in records if r.status == "stopped" and r.duplicate_of is None]
     if not chosen:
         return [Text("No trial was stopped early.")]
-    scheduler = ledger.spec.scheduler
-    rule = (
-        f"Rule {scheduler.type}: from epoch {scheduler.grace_epochs} on, at epochs that grow by the factor "
-        f"{scheduler.reduction_factor}, only the best 1/{scheduler.reduction_factor} of those that got there go on."
-    )
-    rows: list[list[Cell]] = [[r.id, len(r.epochs), r.value, r.reason] for r in chosen[:MAX_ROWS]]
-    saved = sum(len(r.epochs) for r in chosen)
-    note = f"{counted(len(chosen), 'trial')} ended after {counted(saved, 'epoch')} in all." + _cut(chosen)
-    columns = ["trial", "epochs", f"best {ledger.spec.metric}", "stopped by"]
-    return [Text(rule), Table("Stopped trials", columns, rows, note)]
+    causes = {r.id: stopped_by(r.reason, ledger.spec.scheduler) for r in chosen}
+    counts = Counter(causes.values())
+    rules = [
+        Text(f"Rule {name} ({counted(counts[name], 'trial')}): {words}")
+        for name, words in rules_in_words(ledger.spec).items()
+        if counts[name]
+    ]
+    rows: list[list[Cell]] = [[r.id, len(r.epochs), r.value, causes[r.id], r.reason] for r in chosen[:MAX_ROWS]]
+    trained = sum(len(r.epochs) for r in chosen)
+    note = f"{counted(len(chosen), 'trial')} ended after {counted(trained, 'epoch')} in all." + _cut(chosen)
+    columns = ["trial", "epochs", f"best {ledger.spec.metric}", "rule", "reason"]
+    return [*rules, Table("Stopped trials", columns, rows, note)]
 
 
 def failures(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:

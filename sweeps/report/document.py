@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from genrec.cli import printable
 from sweeps.leaderboard import plus_minus
 
 
@@ -88,6 +89,11 @@ class Document:
     lead: str
     "one line below the title: state, trials, when this was written"
     sections: list[Section]
+
+
+def one_line(text: str) -> str:
+    """A foreign text on one line, without control characters."""
+    return printable(" ".join(text.split()))
 
 
 def shown(value: Cell) -> str:

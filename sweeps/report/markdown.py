@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from genrec.cli import printable
-from sweeps.report.document import Block, Cell, Commands, Document, Picture, Table, Text, shown
+from sweeps.report.document import Block, Cell, Commands, Document, Picture, Table, Text, one_line, shown
 
 MAX_ROWS = 25
 "of a table; the page and trials.csv have the rest"
@@ -17,7 +17,7 @@ def markdown(document: Document) -> str:
     """The whole document as text."""
     lines = [f"# {escape(document.title)}", "", escape(document.lead)]
     for section in document.sections:
-        blocks = [part for block in section.blocks if (part := _block(block))]
+        blocks = [part for block in section.blocks if (part := block_lines(block))]
         if blocks:
             lines += ["", f"## {escape(section.title)}"]
             for part in blocks:
@@ -30,10 +30,11 @@ def escape(text: str) -> str:
 
     A title neither calls a person by `@` nor becomes a link.
     """
-    return _MEANING.sub(r"\\\g<0>", printable(" ".join(text.split())))
+    return _MEANING.sub(r"\\\g<0>", one_line(text))
 
 
-def _block(block: Block) -> list[str]:
+def block_lines(block: Block) -> list[str]:
+    """A block as lines of Markdown; none for a picture that is drawn elsewhere."""
     if isinstance(block, Text):
         text = escape(block.text)
         return [f"**{text}**" if block.strong else text]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from genrec.cli import printable
 from sweeps.frames import trials_frame
 from sweeps.ledger import Ledger
+from sweeps.report.document import one_line
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
 
@@ -37,5 +37,5 @@ def cell(value: Any) -> Any:
         return ""
     if isinstance(value, (bool, int, float)):
         return value
-    text = printable(" ".join(str(value).split()))
+    text = one_line(str(value))
     return f"'{text}" if str(value).lstrip(" ").startswith(_FORMULA) else text

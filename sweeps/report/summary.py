@@ -7,14 +7,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from genrec.config import RunConfig
 from sweeps.differences import differing_settings
-from sweeps.finalists import config_of_run, current_runs, finalist_name, metric_per_user
+from sweeps.finalists import best_config, metric_per_user
 from sweeps.folders import artifact_store, storage_of
-from sweeps.leaderboard import counted, example_history, in_order
+from sweeps.leaderboard import example_history, in_order
 from sweeps.ledger import Ledger
 from sweeps.planner import clock
-from sweeps.records import FinalistRun
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
 from sweeps.status import sweep_status
 
@@ -34,24 +32,6 @@ def lead(ledger: Ledger) -> str:
     return f"{ledger.state}; trials: {trials or 'none yet'}; {clock(ledger.elapsed)} of driving"
 
 
-def winning_run(ledger: Ledger) -> FinalistRun | None:
-    """The re-evaluation that the bundle was exported from."""
-    winner = ledger.fact("winner")
-    if winner is None:
-        return None
-    runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
-    return next((run for run in runs if run.seed == winner["seed"]), None)
-
-
-def best_config(ledger: Ledger) -> RunConfig | None:
-    """The winner's; before there is one, the best trial's; None before any trial has a result."""
-    run = winning_run(ledger)
-    if run is not None:
-        return config_of_run(ledger, run)
-    best = ledger.best()
-    return None if best is None else ledger.config_of(best.number)
-
-
 # -- verdict ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,9 +42,10 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
         return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
     row = status["finalists"][0]
     metric = metric_per_user(spec.metric, row["test"])
+    seeds = _seeds(row)
+    over = "one seed" if seeds == 1 else f"mean and deviation over {seeds} seeds"
     wins = (
-        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, mean and deviation over "
-        f"{counted(len(row['seeds']), 'seed')}; chosen by validation."
+        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by validation."
     )
     sentences = [*status["verdict"], *_against_references(status, metric)]
     return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]

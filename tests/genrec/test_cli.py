@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import click
@@ -19,6 +23,7 @@ from genrec.checkpoint import CheckpointError
 from genrec.cli import Commands, main, printable, train_from_file
 from genrec.config import recipe_files, schema_text
 from genrec.errors import InputError
+from genrec.inspection_page import write_page
 from genrec.pipeline import stage_keys
 from genrec.recommender import Recommender
 
@@ -258,6 +263,32 @@ def test_inspect_shows_a_bundle_as_a_table_and_in_pictures(trained, tmp_path):
     assert starts == [b"\x89PNG\r", b"<?xml", b"\x89PNG\r"]
 
 
+def test_inspect_writes_one_page_that_holds_all_of_it_and_loads_nothing(trained, tmp_path):
+    history = ",".join(Recommender.load(trained.bundle).ids[:3])
+    looked = call("inspect", trained.bundle, "--html", tmp_path / "page.html", "--history", history)
+    assert looked.exit_code == 0, looked.output
+    text = (tmp_path / "page.html").read_text()
+    assert html.escape(looked.stdout.strip()) in text
+    titles = ["Code usage", "Learning curves", "Attention of the history"]
+    assert re.findall("<h2>(.*?)</h2>", text) == titles
+    pictures = re.findall('<img src="data:image/svg.xml;base64,(.*?)" alt="(.*?)"', text)
+    assert [title for _, title in pictures] == titles
+    assert all(ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg") for data, _ in pictures)
+    assert set(re.findall("<([a-z0-9]+)", text)) <= {"html", "head", "meta", "title", "body", "h1", "h2", "pre", "img"}
+    assert "default-src 'none'" in text
+
+
+def test_titles_on_the_page_are_text(tmp_path, hostile_titles):
+    write_page(tmp_path / "page.html", hostile_titles[0], "\n".join(hostile_titles), {})
+    text = (tmp_path / "page.html").read_text()
+    assert set(re.findall("<([a-z0-9!]+)", text)) <= {"!doctype", "html", "head", "meta", "title", "body", "h1", "pre"}
+
+
+@pytest.fixture
+def hostile_titles():
+    return ["</title><script>alert(1)</script>", "</pre><img src=x onerror=alert(2)>", "<svg/onload=alert(3)>", "a & b"]
+
+
 def test_inspect_of_a_config_shows_what_its_tokenizer_makes(trained, config_file):
     by_config = call("inspect", config_file, "--store", trained.store.root)
     by_bundle = call("inspect", trained.bundle)
@@ -271,6 +302,8 @@ def test_inspect_of_a_config_shows_what_its_tokenizer_makes(trained, config_file
         (("--picture", "ids.jpg"), "ids.jpg: a picture's name must end in .png or .svg"),
         (("--curves", "curves"), "curves: a picture's name must end in .png or .svg"),
         (("--attention", "a.png", "--history", "S1x"), "item 'S1x' is not in the catalogue of 40 items"),
+        (("--html", "page.png"), "page.png: a page's name must end in .html"),
+        (("--html", "page.html", "--history", "S1x"), "item 'S1x' is not in the catalogue of 40 items"),
     ],
 )
 def test_inspect_refuses_what_it_cannot_draw(trained, options, words):

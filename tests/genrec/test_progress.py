@@ -45,6 +45,24 @@ def test_time_left_of_hours_is_written_as_hours(monkeypatch):
     assert pace.describe(step(1, total=50)).endswith("1:21:40 left")
 
 
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (54, "loss 3.500  lr 1.0e-03  256 targets/s  0:00 left"),
+        (40, "loss 3.500  lr 1.0e-03  0:00 left"),
+        (25, "loss 3.500  0:00 left"),
+        (9, "0:00 left"),
+        (3, "0:00 left"),
+    ],
+)
+def test_what_is_left_is_said_even_where_there_is_little_room(monkeypatch, width: int, line: str):
+    clock = iter([0.0, 1.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    pace = Pace()
+    pace.count(step(1, total=1))
+    assert pace.describe(step(1, total=1), width) == line
+
+
 def test_a_log_gets_a_line_now_and_then(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -24,9 +24,10 @@ from genrec.tracking import (
     Tracker,
     TrainingCurve,
     _Threaded,
-    masked,
+    has_key,
     open_tracker,
     require_trackers,
+    server_address,
     wandb_mode,
 )
 
@@ -242,33 +243,28 @@ def test_a_key_and_a_server_that_answers_is_online(monkeypatch, status, place, t
             monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
         else:
             netrc = Path(tmp_path / "home" / ".netrc")
-            netrc.write_text("machine 127.0.0.1 login user password " + "k" * 40 + "\n")
+            netrc.write_text(f"machine {urlsplit(address).netloc} login user password {'k' * 40}\n")
             netrc.chmod(0o600)
         assert wandb_mode() == "online"
+
+
+@pytest.mark.parametrize("machine", tracking.SERVERS)
+def test_the_key_of_the_public_server_is_found_under_both_its_names(monkeypatch, machine, tmp_path):
+    assert not has_key()
+    netrc = tmp_path / "elsewhere"
+    netrc.write_text(f"machine {machine} login user password {'k' * 40}\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    assert not has_key(), "another server has another key"
+
+
+def test_the_public_server_is_the_one_that_wandb_itself_would_ask():
+    wandb = pytest.importorskip("wandb")
+    assert server_address() == wandb.Settings().base_url
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
 def test_the_environment_decides_if_it_says_so(monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == mode
-
-
-# -------------------------------------------------------------------- secrets
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"api_key": "x", "epochs": 3, "lr": 0.1, "on": True, "none": None}, {"api_key": "***", "epochs": 3}),
-        ({"wandb": {"Token": "x"}}, {"wandb": {"Token": "***"}}),
-        ({"urls": ["https://me:pw@host/a", "https://host/b"]}, {"urls": ["https://***@host/a", "https://host/b"]}),
-        ({"note": "the key is KEYKEYKEY"}, {"note": "the key is ***"}),
-        ({"num_item_embeddings": 256, "sem_id_dim": 3}, {"num_item_embeddings": 256, "sem_id_dim": 3}),
-    ],
-)
-def test_secrets_are_masked_and_all_else_is_as_it_was(monkeypatch, value: dict[str, Any], expected: dict[str, Any]):
-    monkeypatch.setenv("WANDB_API_KEY", "KEYKEYKEY")
-    before = json.dumps(value)
-    found = masked(value)
-    assert json.dumps(value) == before
-    assert found == value | expected

@@ -11,7 +11,7 @@ from made_up_trials import SAMPLED, run_one, spec_of
 
 from genrec.errors import InputError
 from sweeps import circumstances
-from sweeps.circumstances import git_state, masked, note_session
+from sweeps.circumstances import git_state, note_session
 from sweeps.ledger import Ledger
 
 
@@ -95,10 +95,3 @@ def test_a_checkout_is_named_by_commit_and_by_what_is_not_committed(tmp_path: Pa
     assert clean["difference"] is None
     (tmp_path / "__init__.py").write_text("two\n")
     assert git_state(tmp_path)["difference"] is not None
-
-
-def test_secrets_are_masked_in_the_command_line():
-    line = masked(["/bin/sweeps", "run", "x.yaml", "--set", "tracking.api_key=abc", "--token", "t0", "--name", "k"])
-    assert line == "sweeps run x.yaml --set tracking.api_key=*** --token *** --name k"
-    assert masked(["sweeps", "--ledger", "postgresql://me:pw@host/db"]) == "sweeps --ledger postgresql://me:***@host/db"
-    assert masked([]) == ""

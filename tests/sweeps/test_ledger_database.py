@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
-import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from database_servers import Server, free_port, mysql_server, postgresql_server
 from made_up_trials import (
     CHOICES,
     MIXED,
@@ -29,7 +28,7 @@ from made_up_trials import (
 from genrec import lease
 from genrec.config import ConfigError
 from genrec.errors import InputError
-from sweeps import driver_lock
+from sweeps import database, driver_lock
 from sweeps.database import Database, DriverRow
 from sweeps.driver_lock import Claim
 from sweeps.ledger import FinalistQueue, Ledger, LedgerError
@@ -38,45 +37,23 @@ from sweeps.ledger_url import checked_url, driver_of, on_network_file_system, re
 SQLITE = "sqlite:///ledgers.db"  # beside the sweeps' folders
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("psycopg")
+    with postgresql_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a PostgreSQL server of our own, where its programs are installed."""
-    pytest.importorskip("psycopg")
-    if shutil.which("initdb") is None or shutil.which("postgres") is None:
-        pytest.skip("needs PostgreSQL's initdb and postgres")
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    user = {}
-    if os.getuid() == 0:  # the server refuses to run as root
-        shutil.chown(folder, "nobody")
-        for parent in folder.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o011)
-        user = {"user": "nobody"}
-    data = str(folder / "data")
-    subprocess.run(["initdb", "-D", data, "-U", "sweeps", "--auth=trust"], check=True, capture_output=True, **user)
-    options = ["-D", data, "-p", str(port), "-k", str(folder), "-h", "127.0.0.1", "-F"]
-    server = subprocess.Popen(["postgres", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user)
-    try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        time.sleep(1)
-        yield f"postgresql://sweeps@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+def mysql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("pymysql")
+    with mysql_server(tmp_path_factory.mktemp("mysql")) as server:
+        yield server
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
 def url(request: pytest.FixtureRequest) -> str:
-    return SQLITE if request.param == "sqlite" else str(request.getfixturevalue("postgres"))
+    return SQLITE if request.param == "sqlite" else str(request.getfixturevalue(request.param).url)
 
 
 def name_of(request: pytest.FixtureRequest) -> str:
@@ -118,6 +95,37 @@ def test_what_ran_when_the_driver_died_comes_first(tmp_path: Path, url: str, req
     reader = Ledger.read(folder)
     assert reader.trials()[0].epochs == [{"epoch": 1, "ndcg@10": 0.4}]
     assert reader.finalist_runs()[0].result["test"] == {"ndcg@10": 0.3}
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_a_server_that_is_restarted_is_waited_for(tmp_path: Path, kind: str, request: pytest.FixtureRequest):
+    server: Server = request.getfixturevalue(kind)
+    spec = spec_of(tmp_path, CHOICES, budget__trials=2, ledger=server.url)
+    with Ledger.create(tmp_path / name_of(request), spec) as ledger:
+        run_one(ledger, ledger.next())
+        server.stop()
+        back = threading.Timer(2.0, server.start)
+        back.start()
+        run_one(ledger, ledger.next())
+        back.join()
+        assert [trial.status for trial in ledger.trials()] == ["completed"] * 2
+
+
+def test_a_server_that_stays_away_ends_the_driver_and_keeps_what_was_recorded(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "AWAY_SECONDS", 0.5)
+    server: Server = request.getfixturevalue("postgres")
+    folder = tmp_path / name_of(request)
+    with Ledger.create(folder, spec_of(tmp_path, CHOICES, budget__trials=2, ledger=server.url)) as ledger:
+        run_one(ledger, ledger.next())
+        server.stop()
+        try:
+            with pytest.raises(LedgerError, match=r"cannot be written: .* refused; what was recorded before is intact"):
+                run_one(ledger, ledger.next())
+        finally:
+            server.start()
+    assert [trial.status for trial in Ledger.read(folder).trials()] == ["completed"]
 
 
 DRIVER = """

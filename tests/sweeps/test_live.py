@@ -100,6 +100,28 @@ def test_no_color_is_respected(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|38|4[0-7]|48)[0-9;]*m", drawn(ledger, 100))
 
 
+def test_a_driver_that_nobody_hears_any_more_goes_on(ledger: Ledger) -> None:
+    program = (
+        "import sys; from pathlib import Path; from sweeps.ledger import Ledger\n"
+        "from sweeps.live import DriverConsole, LiveView\n"
+        "view = LiveView(Ledger.read(Path(sys.argv[1])), DriverConsole())\n"
+        "for number in range(3): view.say(f'line {number}'); sys.stdin.readline()\n"
+        "print('told by others', file=sys.stderr); print('done')\n"
+    )
+    words = [sys.executable, "-c", program, str(ledger.folder)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stderr
+    assert process.stdin
+    assert process.stderr.readline() == "line 0\n"
+    process.stderr.close()
+    process.stdin.write("\n" * 3)
+    process.stdin.close()
+    assert process.stdout
+    assert process.stdout.read() == "done\n"
+    assert process.wait(timeout=250) == 0
+
+
 # ---------------------------------------------------------------------- watch
 
 

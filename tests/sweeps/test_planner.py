@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, load_config
+from genrec.config import RunConfig, load_config, validate_config, with_values
 from genrec.decoding import beam_search
 from genrec.errors import InputError
 from genrec.models.tiger import Tiger, Window
+from genrec.trainers.tiger_trainer import tiger_batches
 from genrec.trie import Trie
 from sweeps.budget import Budget
 from sweeps.cli import main
@@ -193,6 +194,22 @@ def test_promotion_trains_hardly_more_than_successive_halving_would():
     assert {outcome.started for outcome in outcomes} == {81}
 
 
+def test_rungs_in_steps_come_earlier_for_trials_of_small_batches():
+    steps = rule_of(SchedulerSpec(type="promote", grace_steps=40), "max", 9)
+    small, large = Played(1.0, 9, 0.0, "a", 0.0, epoch_steps=40), Played(1.0, 9, 0.0, "a", 0.0, epoch_steps=10)
+    outcome = rehearse([small, large], slots=2, rule=steps)
+    # Of each one epoch or four up to the first rung; one of them goes on to its ninth epoch.
+    assert outcome.epochs in (1 + 9, 9 + 4)
+
+
+def test_a_plan_knows_about_how_many_optimizer_steps_an_epoch_has(bench: Workbench):
+    base = load_spec(TINY).base_config()
+    for settings in ({"train.batch_size": 64}, {"train.batch_size": 32, "train.gradient_accumulate_every": 2}):
+        config = validate_config(with_values(base.to_dict(), settings))
+        trained = tiger_batches(config, bench.interactions(config)).num_steps(1)
+        assert bench.work(config).steps == pytest.approx(trained, rel=0.25)
+
+
 def test_a_promoted_trial_is_set_up_again_and_trains_no_epoch_twice():
     outcome = rehearse([Played(1.0, 3, 5.0, "a", 0.0)], slots=1, rule=rule("promote", 3))
     assert (outcome.epochs, outcome.wall_seconds) == (3, 2 * 5.0 + 3.0)
@@ -255,6 +272,22 @@ def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, b
     assert stopped.trained_share is not None
     assert stopped.trained_share < 0.9
     assert "early stopping leaves" in "\n".join(plan_lines(stopped))
+
+
+def test_what_an_earlier_sweep_has_run_takes_no_time(tmp_path: Path, bench: Workbench):
+    spec = tiny(tmp_path)
+    whole = make_plan(spec, bench, 2, SPEED)
+    known = {config.hash for config in planned_configs(spec)[:3]}
+    half = make_plan(spec, bench, 2, SPEED, taken_over=lambda config: config.hash in known)
+    assert whole.search is not None
+    assert half.search is not None
+    assert (whole.taken_over, half.taken_over) == (0.0, 0.5)
+    assert (half.trials, half.search.runs, half.search.epochs, half.epochs_without_stopping) == (6, 3, 9, 9)
+    assert half.search.busy_seconds == pytest.approx(whole.search.busy_seconds / 2, rel=0.1)
+    assert "50% of the trials" in "\n".join(plan_lines(half))
+    nothing = make_plan(spec, bench, 2, SPEED, taken_over=lambda config: True)
+    assert nothing.search is not None
+    assert (nothing.trials, nothing.search.seconds) == (6, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["median", "asha", "promote"])

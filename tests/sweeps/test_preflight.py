@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from genrec.config import RunConfig
-from sweeps import preflight
+from sweeps import driver_lock, preflight
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_a_storage_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
 
 def test_a_lock_that_nobody_holds_is_seen_to_be_free(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
-    assert not preflight.is_locked(tmp_path / "lock")
+    assert not driver_lock.is_locked(tmp_path / "lock")
 
 
 def test_the_temporary_folder_of_a_job_is_refused_as_storage(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from made_up_trials import finished_sweep
 
 from genrec.config import load_config
 from genrec.semantic_ids import SemanticIds, measure_health
@@ -24,7 +25,7 @@ from sweeps.ledger import Ledger
 from sweeps.report import make_document, sweep_text, write_report
 from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.course import lanes_of, spans_of
-from sweeps.report.document import Block, Document, Picture, Spread, Table, Text
+from sweeps.report.document import Block, Document, Picture, Spread, Table, Text, shown
 from sweeps.report.importance import MIN_TRIALS, comparable_trials, measure_importance
 from sweeps.spec import load_spec
 
@@ -103,6 +104,7 @@ def test_every_claim_of_the_verdict_is_recomputed_from_the_ledger(ledger: Ledger
                 expected = statistics.fmean(values(ledger, comparison[side], "test", "ndcg@10"))
                 assert comparison[f"mean_{side}"] == pytest.approx(expected)
             assert f"{comparison[f'mean_{side}']:.4f}" in sentence
+        assert comparison["difference"] == pytest.approx(comparison["mean_a"] - comparison["mean_b"])
         told_apart = comparison["p"] < 0.05
         assert told_apart == (" beats " in sentence)
         assert told_apart == ("can't be told apart" not in sentence)
@@ -117,6 +119,47 @@ def test_every_claim_of_the_verdict_is_recomputed_from_the_ledger(ledger: Ledger
     checked += sum(text.startswith("No trial is better on validation") for text in said) * (winner == "base")
     checked += sum(text == "The winner has the settings of the base config." for text in said) * (winner == "base")
     assert checked == len(said)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_winner_that_is_told_by_hand_is_told_the_same_by_the_report(tmp_path: Path, seeds: int) -> None:
+    spec = load_spec(TINY, {"name": "hand", "budget.trials": 2, "finalists.seeds": seeds})
+    finished_sweep(tmp_path / "hand", spec)
+    spread = {1: "0.2100", 3: "0.2200 ± 0.0100"}[seeds]
+    over = {1: "one seed", 3: "mean and deviation over 3 seeds"}[seeds]
+    mean = spread.split(" ")[0]
+    document = make_document(Ledger.read(tmp_path / "hand"))
+    assert [block.text for block in blocks(document, "verdict") if isinstance(block, Text)] == [
+        f"trial-0000 wins: ndcg@10 {spread} on the test split, {over}; chosen by validation.",
+        f"The winner is BELOW the baseline knn (fit: train): {mean} against 0.3000.",
+        f"The winner is above the baseline popularity (fit: train): {mean} against 0.0500.",
+        f"The best possible ndcg@10 on this data is {2 * float(mean):.4f}; the winner reaches 50%.",
+    ]
+    items, tuples, *_ = tables(blocks(document, "numbers")).values()
+    assert [[shown(cell) for cell in row] for row in items.rows] == [
+        ["trial-0000", str(seeds), "", spread],
+        ["base", str(seeds), "", {1: "0.1100", 3: "0.1200 ± 0.0100"}[seeds]],
+        ["popularity (fit: train)", "", "", "0.05"],
+        ["knn (fit: train)", "", "", "0.3"],
+        ["oracle (best possible)", "", "", f"{2 * float(mean):.4g}"],
+    ]
+    assert [str(row[3]) for row in tuples.rows] == {
+        1: ["0.3100", "0.2100"],
+        3: ["0.3200 ± 0.0100", "0.2200 ± 0.0100"],
+    }[seeds]
+
+
+def test_the_comparisons_behind_the_verdict_stand_below_it_as_the_ledger_has_them(
+    ledger: Ledger, document: Document
+) -> None:
+    table = tables(blocks(document, "numbers"))["Comparisons behind the verdict"]
+    facts = ledger.fact("comparisons")
+    assert len(table.rows) == len(facts) > 0
+    for row, fact in zip(table.rows, facts, strict=True):
+        keys = ("a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users")
+        assert list(row) == [fact[key] for key in keys]
+        assert fact["low"] <= fact["difference"] <= fact["high"]
+        assert fact["users"] == ledger.fact("protocol")["users"]
 
 
 def test_the_numbers_are_means_and_deviations_over_the_seeds(ledger: Ledger, document: Document) -> None:
@@ -270,12 +313,41 @@ def test_stopped_trials_are_marked_where_they_stopped_and_listed_with_the_rule(t
     assert crosses["x"] == [2, 2]
     rule, table = blocks(document, "stopped")
     assert isinstance(rule, Text)
-    assert "asha: from epoch 2 on" in rule.text
-    assert "best 1/3" in rule.text
+    assert rule.text.startswith("Rule asha (2 trials): at epoch 2 and at its multiples by 3, a trial goes on only if")
     assert isinstance(table, Table)
-    assert [row[3] for row in table.rows] == ["stopped by the scheduler at epoch 2"] * 2
+    assert [row[3:] for row in table.rows] == [["asha", "stopped by the scheduler at epoch 2"]] * 2
     rows = {row[0]: row[1:] for row in tables(blocks(document, "stages"))["Stages"].rows}
     assert rows == {"dataset": [0, 8], "tokenizer": [0, 8], "tiger": [8, 0]}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "own"),
+    [
+        ("median", "stopped at epoch 1: its best value"),
+        ("promote", "not promoted at epoch 1: rank 3 of 4"),
+        ("none", ""),
+    ],
+)
+def test_every_stopped_trial_has_the_rule_that_stopped_it_and_no_other_is_named(
+    tmp_path: Path, scheduler: str, own: str
+) -> None:
+    reasons = ["health gate: 40.0% of the items share their tuple (above 10%)", "ended with the budget: time: 9 of 9"]
+    reasons += [own] if own else []
+    spec = load_spec(TINY, {"name": "ended", "budget.trials": len(reasons) + 1, "scheduler.type": scheduler})
+    with Ledger.create(tmp_path / "ended", spec) as writer:
+        for reason in (None, *reasons):
+            task = writer.next()
+            assert task is not None
+            writer.report(task.id, {"epoch": 1, "ndcg@10": 0.2})
+            writer.finish(task.id, "stopped" if reason else "completed", {"reason": reason})
+    *rules, table = blocks(make_document(Ledger.read(tmp_path / "ended")), "stopped")
+    assert isinstance(table, Table)
+    expected = ["health gate", "budget", *([scheduler] if own else [])]
+    assert [row[3] for row in table.rows] == expected
+    assert [row[4] for row in table.rows] == reasons
+    named = [block.text.removeprefix("Rule ").split(" (")[0] for block in rules if isinstance(block, Text)]
+    assert sorted(named) == sorted(expected)
+    assert ("multiples by" in str(rules)) == (scheduler == "promote")
 
 
 def test_several_objectives_show_their_front(tmp_path: Path) -> None:
@@ -310,20 +382,45 @@ def test_the_plan_is_set_against_what_it_took(tmp_path: Path) -> None:
     said = blocks(make_document(ledger), "time")[-1]
     assert isinstance(said, Text)
     assert said.text.startswith("No plan lies beside this sweep")
-    plan = {
-        "version": 1,
-        "trials": 8,
-        "search": {"epochs": 22, "seconds": 100.0},
-        "cpu_hours": 2.0,
-        "spec_hash": "other",
-    }
-    (ledger.folder / "plan.json").write_text(json.dumps(plan))
+    (ledger.folder / "plan.json").write_text(json.dumps(PLAN))
     table = tables(blocks(make_document(ledger), "time"))["Planned and actual"]
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["trials"] == [8, 4, "50%"]
     assert rows["epochs"] == [22, 11, "50%"]
-    assert rows["CPU-hours"][0] == 2.0
+    assert rows["search slot seconds"] == [8.0, 4.0, "50%"]
+    assert "finalists seconds" not in rows
     assert "for other settings" in table.note
+
+
+PLAN = {
+    "version": 1,
+    "trials": 8,
+    "infeasible_share": 0.0,
+    "search": {"epochs": 22, "seconds": 100.0, "busy_seconds": 8.0},
+    "finalists": {"seconds": 50.0},
+    "cpu_hours": 2.0,
+    "gpu_hours": 4.0,
+    "spec_hash": "other",
+}
+
+
+def test_actual_times_and_hours_are_those_of_the_ledger(tmp_path: Path) -> None:
+    resources = {"workers": 2, "cpus_per_worker": 3.0, "gpus_per_worker": 1.0}
+    finished_sweep(tmp_path / "hand", load_spec(TINY, {"name": "hand", "budget.trials": 3, "resources": resources}))
+    ledger = Ledger.read(tmp_path / "hand")
+    (ledger.folder / "plan.json").write_text(json.dumps(PLAN))
+    table = tables(blocks(make_document(ledger), "time"))["Planned and actual"]
+    actual = {row[0]: row[2] for row in table.rows}
+    trials = [(r.started, r.finished) for r in ledger.trials()]
+    runs = [(t.datetime_start, t.datetime_complete) for t in ledger.finalists.trials()]
+    slots = sum((end - start).total_seconds() for start, end in [*trials, *runs])  # type: ignore[operator]
+    for name, moments in (("search seconds", trials), ("finalists seconds", runs)):
+        first, last = min(start for start, _ in moments), max(end for _, end in moments)  # type: ignore[type-var]
+        assert actual[name] == pytest.approx((last - first).total_seconds())  # type: ignore[operator]
+    assert actual["CPU-hours"] == pytest.approx(slots / 3600 * 6)
+    assert actual["GPU-hours"] == pytest.approx(slots / 3600 * 2)
+    assert actual["infeasible share"] == 0.0
+    assert actual["search slot seconds"] == sum(r.duration or 0.0 for r in ledger.trials())
 
 
 # -- semantic IDs -----------------------------------------------------------------------------------------------------

@@ -7,16 +7,15 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_browser import chromium, wait_until
 
 from sweeps.ledger import Ledger
 from sweeps.report import write_report
@@ -134,35 +133,10 @@ def test_the_page_of_a_thousand_trials_is_small(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a network and without a screen."""
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("there is no Chromium with its chromedriver on the PATH")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    found.set_page_load_timeout(120)
-    found.set_network_conditions(offline=True, latency=0, throughput=0)
-    yield found
-    found.quit()
-
-
-def wait_until(browser: Any, condition: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not browser.execute_script(f"return {condition}"):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.1)
+    """Without a network."""
+    with chromium() as found:
+        found.set_network_conditions(offline=True, latency=0, throughput=0)
+        yield found
 
 
 STATES = "[...document.querySelectorAll('.picture')].map(place => place.dataset.state)"

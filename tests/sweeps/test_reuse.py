@@ -12,6 +12,7 @@ from made_up_trials import CHOICES, GRID, SAMPLED, drive, run_one, spec_of
 from genrec.errors import InputError
 from sweeps.cli import main
 from sweeps.ledger import Ledger
+from sweeps.planner import plan_sweep
 from sweeps.reuse import check_names
 
 
@@ -38,6 +39,14 @@ def test_completed_trials_are_taken_over_with_result_curve_and_seed(tmp_path: Pa
     assert study.trials[1].intermediate_values == Ledger.read(tmp_path / "first").study.trials[2].intermediate_values
     assert Ledger.read(tmp_path / "second").config_of(1).seed == old[2].seed
     assert new[0].source is None
+
+
+def test_a_plan_knows_what_will_be_taken_over(tmp_path: Path):
+    with Ledger.create(tmp_path / "first", grid(tmp_path, "16, 32")) as first:
+        drive(first)
+    spec = grid(tmp_path, "8, 16, 32, 64", name="second", reuse=["first"])
+    plan = plan_sweep(spec, tmp_path, measure=False)
+    assert (plan.trials, plan.taken_over) == (4, 0.5)
 
 
 def test_what_is_taken_over_counts_as_a_trial_and_a_chain_of_sweeps_works(tmp_path: Path):

@@ -55,7 +55,7 @@ def scheduled(
 def train(queue: ScheduledQueue, task_id: str, epochs: range, value: float) -> str:
     """The action after the last of the epochs, or after the first that does not let the task go on."""
     for epoch in epochs:
-        verdict = queue.judge(task_id, epoch, value)
+        verdict = queue.judge(task_id, {"epoch": epoch}, value)
         if verdict.action != "go":
             break
     if verdict.action == "pause":
@@ -136,7 +136,7 @@ def drive(ledger: Ledger, trained: Counter[tuple[str, int]], epochs_left: int) -
         epoch = len(ledger.trials()[number].epochs) + 1
         trained[task_id, epoch] += 1
         row = {"epoch": epoch, "ndcg@10": epoch / 10 + (number * 7 % 11) / 100}
-        verdict = queue.judge(task_id, epoch, row["ndcg@10"])
+        verdict = queue.judge(task_id, row, row["ndcg@10"])
         ledger.report(task_id, row)
         if verdict.action == "pause":
             queue.pause(task_id)
@@ -203,10 +203,10 @@ def test_a_spent_budget_ends_running_tasks_at_their_next_epoch(budget: dict[str,
         trial_seconds=lambda: seconds[0],
     )
     assert handed_out(queue) == "t0"
-    assert queue.judge("t0", 1, 0.1).action == "go"
+    assert queue.judge("t0", {"epoch": 1}, 0.1).action == "go"
     seconds[0] = 600.0
-    assert queue.judge("t0", 2, 0.1) == ("stop", f"ended with the budget at epoch 2: {said}")
-    assert queue.judge("t0", 4, 0.1).action == "go", "it is at its end anyway"
+    assert queue.judge("t0", {"epoch": 2}, 0.1) == ("stop", f"ended with the budget at epoch 2: {said}")
+    assert queue.judge("t0", {"epoch": 4}, 0.1).action == "go", "it is at its end anyway"
     assert handed_out(queue) is None
 
 
@@ -215,8 +215,8 @@ def test_a_target_ends_the_search(mode: str, values: list[float]):
     target = load_spec(TINY, {"budget.target": 0.2, "mode": mode})
     queue = scheduled(Numbers(0, 1), Rule(), budget=Budget(target, elapsed=lambda: 0.0))
     assert handed_out(queue) == "t0"
-    assert queue.judge("t0", 1, values[0]).action == "go"
-    assert queue.judge("t0", 2, values[1]).reason == (
+    assert queue.judge("t0", {"epoch": 1}, values[0]).action == "go"
+    assert queue.judge("t0", {"epoch": 2}, values[1]).reason == (
         f"ended with the budget at epoch 2: target: ndcg@10 {values[1]} has reached 0.2"
     )
     assert handed_out(queue) is None

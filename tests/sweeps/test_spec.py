@@ -110,6 +110,10 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
             f"scheduler: {{type: median, reduction_factor: 2}}\n{GRID}",
             "1: scheduler.reduction_factor: scheduler median",
         ),
+        (
+            f"scheduler: {{type: asha, grace_epochs: 2, grace_steps: 300}}\n{GRID}",
+            "1: scheduler.grace_steps: a scheduler counts epochs or steps, not both",
+        ),
         (f"scheduler: {{type: promote, min_trials: 2}}\n{GRID}", "1: scheduler.min_trials: scheduler promote does not"),
         (f"budget: {{cost: 3}}\n{GRID}", "1: budget.cost: means nothing without price_per_hour"),
         (f"budget: {{price_per_hour: 3}}\n{GRID}", "1: budget.price_per_hour: means nothing without cost"),

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from sweeps.stopping import GO, Asha, Curve, Median, Mode, Promotion, Rule
+from sweeps.spec import SchedulerSpec, load_spec
+from sweeps.stopping import (
+    BUDGET,
+    GATE,
+    GO,
+    Asha,
+    Curve,
+    Median,
+    Mode,
+    Promotion,
+    Rule,
+    rule_of,
+    rules_in_words,
+    stopped_by,
+)
 
 
 def curves(count: int, epochs: int, seed: int = 0) -> dict[str, list[tuple[int, float]]]:
@@ -93,7 +109,7 @@ def test_a_failed_trial_is_nobodys_measure():
 
 
 def test_no_rung_lies_at_or_after_the_last_epoch():
-    assert [rung.epoch for rung in Asha(grace=2, factor=3, longest=18, mode="max").rungs] == [2, 6]
+    assert [rung.at for rung in Asha(grace=2, factor=3, longest=18, mode="max").rungs] == [2, 6]
     assert Asha(grace=5, factor=3, longest=5, mode="max").rungs == []
 
 
@@ -104,13 +120,22 @@ def test_validations_that_skip_a_rung_are_judged_by_the_next_one():
     assert [list(rung.scores) for rung in rule.rungs] == [["a"], ["a"]]
 
 
+def test_rungs_in_steps_are_reached_in_the_epochs_of_different_batch_sizes():
+    rule = rule_of(SchedulerSpec(type="asha", grace_steps=100, reduction_factor=2), "max", longest=3)
+    small_batches = [{"epoch": epoch, "step": 100 * epoch} for epoch in (1, 2)]
+    large_batches = [{"epoch": epoch, "step": 50 * epoch} for epoch in (1, 2)]
+    assert [rule.judge("small", rule.point(row), 0.3).action for row in small_batches] == ["go", "go"]
+    assert [rule.judge("large", rule.point(row), 0.1).action for row in large_batches] == ["go", "stop"]
+
+
 # -- median -----------------------------------------------------------------------------------------------------------
 
 
 def stops_slowly(curve: Curve, others: list[list[tuple[int, float]]], grace: int, least: int) -> int | None:
     """The definition word for word: the epoch at which a trial is stopped, or None."""
     for epoch, _ in curve:
-        averages = [statistics.fmean(v for e, v in other if e <= epoch) for other in others if other[-1][0] >= epoch]
+        before = [[value for at, value in other if at <= epoch] for other in others if other[-1][0] >= epoch]
+        averages = [statistics.fmean(values) if values else -math.inf for values in before]
         best = max(value for at, value in curve if at <= epoch)
         if epoch >= grace and len(averages) >= least and best < statistics.median(averages):
             return epoch
@@ -127,6 +152,22 @@ def test_median_stops_by_the_definition():
         seen.append(curve[: len(actions)])
     assert found == expected
     assert 5 < sum(epoch is not None for epoch in found) < 35
+
+
+def test_in_steps_median_compares_trials_that_were_validated_at_different_steps():
+    def stretched(curve: Curve, steps: int) -> list[tuple[int, float]]:
+        return [(epoch * steps, value) for epoch, value in curve]
+
+    rule, seen = Median(grace=25, min_trials=3, mode="max", unit="step"), []
+    expected, found = [], []
+    for number, curve in enumerate(curves(40, 8).values()):
+        curve = stretched(curve, (10, 25, 40)[number % 3])
+        expected.append(stops_slowly(curve, seen, 25, 3))
+        actions = play(rule, str(number), curve)
+        found.append(curve[len(actions) - 1][0] if actions[-1] == "stop" else None)
+        seen.append(curve[: len(actions)])
+    assert found == expected
+    assert 5 < sum(step is not None for step in found) < 35
 
 
 def test_median_says_what_was_worse_than_what():
@@ -185,3 +226,35 @@ def test_rungs_do_not_depend_on_an_interruption(rule_type: type[Asha | Promotion
     for one, other in zip(resumed.rungs, undisturbed.rungs, strict=True):
         assert one.scores == other.scores
         assert one.best(99) == other.best(99)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["median", "asha"])
+def test_a_reason_is_known_by_the_rule_that_gave_it(kind: str):
+    scheduler = SchedulerSpec(type=kind, min_trials=1, reduction_factor=2)
+    rule = rule_of(scheduler, "max", 9)
+    verdicts = [rule.judge(f"t{number}", 1, 1.0 - number / 10) for number in range(4)]
+    [*_, last] = [verdict for verdict in verdicts if verdict.action == "stop"]
+    assert stopped_by(last.reason, scheduler) == kind
+
+
+def test_gate_and_budget_are_known_whatever_the_scheduler_is():
+    for kind in ("none", "median", "asha", "promote"):
+        assert stopped_by(f"{GATE}: level 1", SchedulerSpec(type=kind)) == GATE
+        assert stopped_by(f"{BUDGET} at epoch 2: time: 3 of 3 spent", SchedulerSpec(type=kind)) == "budget"
+    assert stopped_by(None, SchedulerSpec()) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"type": "asha", "grace_epochs": 2}, "at epoch 2 and at its multiples by 3, a trial goes on only if"),
+        ({"type": "promote", "grace_steps": 500}, "at step 500 and at its multiples by 3, every trial pauses"),
+        ({"type": "median", "grace_steps": 100}, "from step 100 on, a trial ends when"),
+    ],
+)
+def test_a_rule_is_worded_in_the_unit_that_it_counts(settings: dict[str, object], start: str):
+    words = rules_in_words(load_spec(Path(__file__).with_name("tiny.yaml"), {"scheduler": settings}))
+    assert words[str(settings["type"])].startswith(start)

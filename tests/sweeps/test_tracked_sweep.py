@@ -19,6 +19,7 @@ from genrec.uploads import offline_runs
 from sweeps.cli import main
 from sweeps.ledger import Ledger
 from sweeps.records import finalist_id
+from sweeps.space import value_at
 
 pytest.importorskip("wandb")
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -180,6 +181,30 @@ def test_a_finalists_figures_join_its_own_run_and_the_winners_bundle_is_there(
     assert files == {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
 
 
+def test_what_the_panels_of_the_sweeps_report_ask_for_is_what_the_runs_have(
+    storage: Path, runs: list[OfflineRun]
+) -> None:
+    wr = pytest.importorskip("wandb_workspaces.reports.v2")
+    from sweeps.wandb_report import make_report
+
+    report = make_report(Ledger.read(storage / "tracked"))
+    trials, finalists = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
+    assert report.project == trials.runsets[0].project == runs[0].project
+    curve, loss, parallel, importance, _ = trials.panels
+    for run in (run for run in runs if run.job_type == "trial"):
+        assert f"'{run.group}'" in trials.runsets[0].filters
+        rows = [set(row) for row in run.history]
+        for plot in (curve, loss):
+            assert any({plot.x, *plot.y} <= row for row in rows), plot.y
+        *settings, figure = [column.metric.name for column in parallel.columns]
+        assert all(value_at(run.config, path) is not None for path in settings)
+        assert figure == importance.with_respect_to
+        assert figure in run.summary
+    for name in {run.name for run in runs if run.job_type == "finalist"}:
+        summary = {key for run in runs if run.name == name for key in run.summary}
+        assert {finalists.panels[0].x.name, finalists.panels[0].y.name} <= summary
+
+
 def test_the_key_is_in_no_file(storage: Path) -> None:
     files = [path for path in storage.rglob("*") if path.is_file()]
     assert not [path for path in files if b"canarycanary" in path.read_bytes()]
@@ -214,8 +239,7 @@ def test_what_has_arrived_is_not_sent_again_and_what_has_not_is(storage: Path, m
         for run in set(sent[-1]) - refused:
             next(run.glob("*.wandb")).with_suffix(".wandb.synced").touch()
 
-    monkeypatch.setattr(uploads, "has_key", lambda: True)
-    monkeypatch.setattr(uploads, "server_answers", lambda: True)
+    monkeypatch.setattr(uploads, "require_server", lambda: None)
     monkeypatch.setattr(subprocess, "run", send)
     everything = offline_runs(storage)
     ended = sync(storage)
