@@ -6,17 +6,11 @@ Anything else that is raised is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
     """A setting, file or argument that cannot be used; the message names it, its value and the rule."""
-
-
-def without_login(text: str) -> str:
-    """`text` with the logins of URLs in it masked, passwords with any character among them."""
-    return re.sub(r"://\S*@", "://***@", text)
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -47,3 +47,8 @@ def _masked_words(words: Sequence[str]) -> Iterator[str]:
 
 def _quoted(word: str) -> str:
     return word if word == MASK else shlex.quote(word)
+
+
+def without_login(text: str) -> str:
+    """`text` with the logins of URLs in it masked, also those with a slash, as keys of Amazon's have it."""
+    return re.sub(r"(?<=://)\S*(?=@)", MASK, text)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from genrec.errors import InputError, without_login
+from genrec.errors import InputError
+from genrec.masking import without_login
 
 ATTEMPTS = 7
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0

@@ -194,7 +194,7 @@ def plan_sweep(
             threads=max(1, int(resources.cpus_per_worker)),
         )
         speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
-    taken_over = _taken_over(spec, str(storage))
+    taken_over = _taken_over(spec, storage)
     plan = make_plan(spec, bench, slots, speed, works, taken_over)
     if slower is not None and resources.fewest_workers < resources.most_workers:
         smallest = make_plan(spec, bench, slots, slower, works, taken_over).search
@@ -203,7 +203,7 @@ def plan_sweep(
     return plan
 
 
-def _taken_over(spec: SweepSpec, storage: str) -> Callable[[RunConfig], bool]:
+def _taken_over(spec: SweepSpec, storage: str | Path) -> Callable[[RunConfig], bool]:
     """Whether an earlier sweep has a config's result."""
     if not spec.reuse:
         return _nothing

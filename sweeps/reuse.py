@@ -43,7 +43,9 @@ def check_names(spec: SweepSpec, storage: str | Path) -> None:
 class EarlierResults:
     """The results that a sweep may take over, read from the earlier ledgers when the first is asked for."""
 
-    def __init__(self, spec: SweepSpec, storage: str, data: Callable[[], str | None], read: Callable[[Path], Ledger]):
+    def __init__(
+        self, spec: SweepSpec, storage: str | Path, data: Callable[[], str | None], read: Callable[[Path], Ledger]
+    ):
         """`data`: the sweep's dataset, None while it is not known; `read`: opens a ledger for reading."""
         self._spec = spec
         self._storage = storage

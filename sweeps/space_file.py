@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genrec.config import ConfigError, config_keys, nearest
-from genrec.errors import without_login
+from genrec.masking import without_login
 from genrec.strict_yaml import YamlDocument
 from sweeps.constraints import Constraint, ConstraintError, Expression, parse_constraint, parse_formula
 from sweeps.parameters import Choice, Float, Grid, Int, Parameter, When, paths_of
