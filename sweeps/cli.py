@@ -501,7 +501,7 @@ def _exit_codes(name: str, again: str | None = None) -> Iterator[None]:
     again = again or f"sweeps resume {name}"
     from sweeps.driver import SweepFailed
     from sweeps.journal import LedgerError
-    from sweeps.ray_tune import Interrupted
+    from sweeps.queue_run import Interrupted
 
     try:
         yield

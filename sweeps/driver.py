@@ -27,8 +27,9 @@ from sweeps.folders import artifact_store, storage_of, url_of
 from sweeps.leaderboard import counted
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes, late_check
+from sweeps.queue_run import OnEvent
 from sweeps.ray_cluster import ClusterLost, Resources, is_own_ray, start_ray
-from sweeps.ray_tune import NodeCheck, OnEvent, run_queue
+from sweeps.ray_tune import NodeCheck, run_queue
 from sweeps.records import TrialRecord
 from sweeps.report import write_report
 from sweeps.sharing import SharedStages

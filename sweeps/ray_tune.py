@@ -12,7 +12,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -39,10 +38,10 @@ from ray.tune.trainable.trainable_fn_utils import get_session
 from sweeps.environment import environment
 from sweeps.folders import LOGS
 from sweeps.mirror import folder_here, trial_files
-from sweeps.node_health import NodeHealth, is_of_the_node
+from sweeps.node_health import is_of_the_node
+from sweeps.queue_run import Missing, OnEvent, QueueRun
 from sweeps.ray_cluster import (
     DRIVER_CPUS,
-    ClusterLost,
     ClusterView,
     Resources,
     elsewhere,
@@ -51,23 +50,18 @@ from sweeps.ray_cluster import (
     own_node_watched,
     trials_at_once,
 )
-from sweeps.records import Stopped, Task
-from sweeps.scheduled_queue import Budget, Ending, Queue, ScheduledQueue
-from sweeps.stopping import GO, Curve, Rule, Verdict
+from sweeps.records import Stopped
+from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
+from sweeps.stopping import Curve, Rule
 from sweeps.warm_process import fresh_process_state, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
 Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
-OnEvent = Callable[[str, str, dict[str, Any]], None]
-Missing = Callable[[Any], frozenset[str]]
 NodeCheck = Callable[[], Sequence[str]]
 
-NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
-NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
-MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
 # Read by Tune in this process; those that a trial's process reads are passed on to it by Tune.
@@ -78,19 +72,11 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report carries the metric
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # state that nobody restores
     "TUNE_RESULT_BUFFER_LENGTH": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": str(10**6),  # _Run hands out no more than there is room for
+    "TUNE_MAX_PENDING_TRIALS_PG": str(10**6),  # a QueueRun hands out no more than there is room for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in every trial
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a header at any verbosity
     "RAY_TRAIN_V2_ENABLED": "1",
 }
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended `run_queue` before the queue was empty; `signum` says which."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
 
 
 def run_queue(
@@ -167,7 +153,7 @@ def run_queue(
         max_failures=max_failures,
         check_node=check_node,
     )
-    run = _Run(
+    run = QueueRun(
         missing,
         on_event,
         should_stop,
@@ -195,7 +181,7 @@ def run_queue(
     run.settle()
 
 
-def _tuner(run: _Run, function: TrialFunction, settings: _Settings) -> tune.Tuner:
+def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.Tuner:
     process = type("TrialProcess", (_TrialProcess,), {"function": staticmethod(function), "settings": settings})
     in_group = settings.resources.workers > 1
     bundle = {"CPU": DRIVER_CPUS} if in_group else settings.resources.bundle
@@ -220,7 +206,7 @@ def _tuner(run: _Run, function: TrialFunction, settings: _Settings) -> tune.Tune
             verbose=0,
             stop=_Stopper(run),
             callbacks=[_Reporter(run, frees_groups=in_group)],
-            failure_config=tune.FailureConfig(max_failures=0),  # _Run hands a task out again by itself
+            failure_config=tune.FailureConfig(max_failures=0),  # QueueRun hands a task out again by itself
         ),
     )
 
@@ -240,7 +226,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(run: _Run) -> Iterator[None]:
+def _signals(run: QueueRun) -> Iterator[None]:
     """Let signals end the run; the handlers before are put back."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -262,345 +248,10 @@ def _signals(run: _Run) -> Iterator[None]:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
-# ---- in the driver -------------------------------------------------------------------------------------------------
-
-
-class _Run:
-    """The books of one `run_queue`: which task is out, how long it ran, what it makes, how often its process died."""
-
-    queue: ScheduledQueue
-
-    def __init__(
-        self,
-        missing: Missing,
-        on_event: OnEvent,
-        should_stop: Callable[[], bool],
-        *,
-        metric: str,
-        max_failures: int,
-        cluster: ClusterView,
-        stop_file: Path,
-    ):
-        self.signum: int | None = None
-        self.metric = metric
-        self._missing = missing
-        self._on_event = on_event
-        self._should_stop = should_stop
-        self._max_failures = max_failures
-        self._cluster = cluster
-        self._size: dict[str, float] = {}
-        self._blocked_since: float | None = None
-        self._health = NodeHealth()
-        self._stop_file = stop_file
-        self._stopping = False
-        self._dry = False  # the queue had nothing when it was last asked
-        self._error: Exception | None = None
-        self._open: dict[str, _Open] = {}
-        self._held: list[_Open] = []  # of the open ones those that no process runs, in the order of their turn
-        self._paused: dict[str, _Open] = {}
-        self._ended_seconds = 0.0
-
-    def __deepcopy__(self, memo: Any) -> _Run:
-        return self  # Tune copies searchers and callbacks; there is one queue
-
-    def __reduce__(self) -> Any:
-        return (object, ())  # and pickles them into a snapshot that nobody reads
-
-    def next_task(self) -> Task | None:
-        """A task to start now; None: there is none now, see `is_over`."""
-        if self.stopping():
-            return None
-        with self._kept():
-            self._look_at_cluster()
-            if sum(task.running for task in self._open.values()) >= self._slots():
-                return None
-            if self._held and self.queue.spent():
-                self._drop_held()
-            ready = next((task for task in self._held if self._can_start(task)), None)
-            if ready is not None:
-                self._held.remove(ready)
-            else:
-                ready = self._first_new_that_can_start()
-            if ready is not None:
-                ready.running = True
-                return ready.task
-        return None
-
-    def _first_new_that_can_start(self) -> _Open | None:
-        """Of the queue's next tasks; those before it are held back."""
-        while len(self._held) < self._slots():
-            task = self.queue.next()
-            self._dry = task is None
-            if task is None:
-                return None
-            new = self._open[task.id] = self._paused.pop(task.id) if task.id in self._paused else _Open(task)
-            if self._can_start(new):
-                return new
-            self._held.append(new)
-            self._on_event("waiting", task.id, {"for": sorted(new.makes)})
-        return None
-
-    def _slots(self) -> int:
-        return self._cluster.slots(self._health.avoided)
-
-    def _look_at_cluster(self) -> None:
-        """Tell when nodes have come or gone; give up when none is left that could run a trial."""
-        size = self._cluster.size()
-        if size != self._size:
-            self._size = size
-            self._on_event("cluster", "", size)
-        if self._health.avoided and not self._cluster.usable(self._health.avoided):
-            names = [f"{self._cluster.name(node)}: {why}" for node, why in self._health.avoided.items()]
-            raise ClusterLost("no node is left that could run a trial; avoided are:\n" + "\n".join(names))
-        blocked = self._blocked()
-        if blocked is None:
-            self._blocked_since = None
-            return
-        self._blocked_since = self._blocked_since or time.monotonic()
-        waited = time.monotonic() - self._blocked_since
-        if waited > NO_ROOM_SECONDS:
-            raise ClusterLost(f"{blocked}; no node came in {waited:.0f} s")
-
-    def _blocked(self) -> str | None:
-        """Why something cannot go on before a node comes."""
-        if not self._slots() and not any(task.has_process for task in self._open.values()):
-            return self._cluster.too_small()
-        for task in self._open.values():
-            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
-                return f"{task.task.id} has failed on all nodes that are left"
-        return None
-
-    def shunned_by(self, task_id: str) -> list[str]:
-        """Ids of the nodes on which the task is not to be started, unless there are no others."""
-        task = self._open[task_id]
-        avoided = {*self._health.avoided, *task.failed_on}
-        task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
-        return task.shunned
-
-    def _drop_held(self) -> None:
-        """The budget is spent: what no process runs is not started any more."""
-        for task in self._held:
-            del self._open[task.task.id]
-        self._held.clear()
-
-    def _can_start(self, task: _Open) -> bool:
-        """Whether no running task makes what this one needs. Notes what it will make itself."""
-        task.makes = self._missing(task.task)
-        return not any(task.makes & other.makes for other in self._open.values() if other.running)
-
-    def is_over(self) -> bool:
-        """No task is out, so none can come back, and the queue has no other."""
-        return (self._dry and not self._open) or self._stopping
-
-    def stopping(self) -> bool:
-        """Asked by Tune at every step."""
-        if not self._stopping:
-            with self._kept():
-                self._stopping = self.signum is not None or self._should_stop()
-        if self._stopping and not self._stop_file.exists():
-            self._stop_file.touch()  # the drivers of worker groups look for it
-        return self._stopping
-
-    def trial_seconds(self) -> float:
-        """What all tasks together ran so far."""
-        return self._ended_seconds + sum(task.seconds for task in (*self._open.values(), *self._paused.values()))
-
-    def started(self, task_id: str, node_id: str | None) -> None:
-        task = self._open[task_id]
-        task.go(node_id)
-        with self._kept():
-            self._on_event("started", task_id, {"attempt": len(task.restarts) + 1})
-
-    def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
-        with self._kept():
-            task = self._open[task_id]
-            task.notes.update(metrics.pop(NOTES, {}))
-            if "epoch" in metrics:
-                task.epoch = metrics["epoch"]
-                value = metrics.get(self.metric, 0.0)
-                if not math.isfinite(value):
-                    task.fault = f"{self.metric} is {value} at epoch {task.epoch}"
-                self.queue.report(task_id, metrics)
-            if metrics:
-                self._on_event("report", task_id, metrics)
-
-    def judge(self, task_id: str, metrics: Mapping[str, Any]) -> Verdict:
-        """What becomes of the task after this epoch; asked before `reported`."""
-        task = self._open[task_id]
-        with self._kept():
-            task.verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
-        return task.verdict
-
-    def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:
-        """Must the trial end because its metric is not a number? Asked before `reported`."""
-        return "epoch" in metrics and not math.isfinite(metrics.get(self.metric, 0.0))
-
-    def ended(self, task_id: str, final: Mapping[str, Any] | None, node: str | None) -> None:
-        """The trial's process is fine and the trial over; `final` is its last word, None if it was stopped before."""
-        task = self._open[task_id]
-        task.halt()
-        task.node = node
-        if final is not None and final["status"] == "unfit":
-            task.node_id = final["node_id"] or task.node_id
-            self._unfit(task, final["reason"], certain=final["certain"])
-            return
-        self._health.served(task.node_id)
-        if task.fault:
-            self._finish(task, "failed", {"reason": task.fault, "node": node})
-        elif final is None and task.verdict.action == "pause":
-            self._pause(task)
-        elif final is None:
-            self._finish(task, "stopped", {"reason": task.verdict.reason, "node": node})
-        elif final["status"] == "completed":
-            self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
-        else:
-            self._finish(task, final["status"], {"reason": final["reason"], "node": node})
-
-    def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
-        """The trial's process is gone: the task goes out again, or fails if that happened too often."""
-        task = self._open[task_id]
-        task.halt()
-        task.node = node
-        task.node_id = node_id or task.node_id
-        if task.node_id and self._cluster.is_lost(task.node_id):
-            self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
-            return
-        self._blame(task, reason)
-        task.deaths += 1
-        if task.deaths <= self._max_failures:
-            self._again(task, f"the trial's process died: {reason}")
-            return
-        times = "" if task.deaths == 1 else f" {task.deaths} times"
-        self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
-
-    def _unfit(self, task: _Open, reason: str, *, certain: bool) -> None:
-        """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
-        node_id = task.node_id or "unknown"
-        others = self._cluster.usable({*self._health.avoided, *task.failed_on, node_id})
-        if not certain and (task.failed_on or not others):
-            self._health.acquit(task.task.id)
-            self._finish(task, "failed", {"reason": reason, "node": task.node})
-            return
-        self._blame(task, reason, certain=certain)
-        task.failed_on.add(node_id)
-        self._excuse(task, f"node {self._cluster.name(node_id)} could not run it: {reason}")
-
-    def _blame(self, task: _Open, reason: str, *, certain: bool = False) -> None:
-        """Note that the task's node has failed it; say so when it is avoided from now on."""
-        if task.node_id is None:
-            return
-        others = self._cluster.usable({*self._health.avoided, task.node_id})
-        if self._health.failed(task.node_id, task.task.id, reason, others=len(others), certain=certain):
-            with self._kept():
-                why = self._health.avoided[task.node_id]
-                self._on_event("avoided", self._cluster.name(task.node_id), {"reason": why})
-
-    def _excuse(self, task: _Open, why: str) -> None:
-        """Start the task again without counting it as its failure."""
-        task.excused += 1
-        if task.excused <= MAX_EXCUSED:
-            self._again(task, why)
-        else:
-            self._finish(task, "failed", {"reason": f"{why}; given up after {MAX_EXCUSED} restarts", "node": task.node})
-
-    def _again(self, task: _Open, why: str) -> None:
-        task.running = False
-        task.restarts.append(f"{why}; started again")
-        self._held.insert(0, task)
-        with self._kept():
-            self._on_event("restarted", task.task.id, {"reason": task.restarts[-1]})
-
-    def fail(self, error: Exception) -> None:
-        """End the run with this error. From any thread."""
-        self._error = self._error or error
-        self._stopping = True
-
-    def settle(self) -> None:
-        """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
-        with self._kept():
-            self.queue.spent()  # notes what was spent
-        if self._error is not None:
-            raise self._error
-        if self.signum is not None:
-            raise Interrupted(self.signum)
-        if self._open and not self._stopping:
-            raise Interrupted(signal.SIGUSR1)  # the one signal that Tune keeps to itself
-        if not self._stopping:
-            for task_id, reason in self.queue.never_promoted().items():
-                task = self._paused.get(task_id) or _Open(self.queue.task(task_id))
-                self._finish(task, "stopped", {"reason": reason, "node": task.node})
-        if self._error is not None:
-            raise self._error
-
-    def _pause(self, task: _Open) -> None:
-        with self._kept():
-            self.queue.pause(task.task.id)
-            task.running = False
-            self._paused[task.task.id] = self._open.pop(task.task.id)
-            self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
-
-    def _finish(self, task: _Open, status: Ending, result: dict[str, Any]) -> None:
-        restarts = {"restarts": task.restarts} if task.restarts else {}
-        result = {**task.notes, **restarts, **result, "duration": task.seconds}
-        with self._kept():
-            self.queue.finish(task.task.id, status, result)
-            self._open.pop(task.task.id, None)
-            self._paused.pop(task.task.id, None)
-            self._ended_seconds += task.seconds
-            self._on_event("finished", task.task.id, {"status": status, **result})
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Tune turns some exceptions into failed trials: keep the first and end the run instead."""
-        try:
-            yield
-        except Exception as error:
-            self.fail(error)
-
-
-class _Open:
-    """A task that is out, or paused."""
-
-    def __init__(self, task: Task):
-        self.task = task
-        self.running = False
-        self.makes: frozenset[str] = frozenset()
-        self.deaths = 0
-        self.excused = 0  # restarts that are not its own fault
-        self.restarts: list[str] = []  # why it was started again, every time
-        self.node_id: str | None = None
-        self.failed_on: set[str] = set()  # ids of nodes that could not run it
-        self.shunned: list[str] = []  # ids of nodes that its next process is kept from
-        self.epoch: int | None = None
-        self.verdict = GO
-        self.node: str | None = None
-        self.fault: str | None = None
-        self.notes: dict[str, Any] = {}
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def go(self, node_id: str | None) -> None:
-        """A process on this node has it now."""
-        self.node_id = node_id
-        self._since = time.monotonic()
-
-    @property
-    def has_process(self) -> bool:
-        return self._since is not None
-
-    def halt(self) -> None:
-        self._seconds, self._since = self.seconds, None
-
-    @property
-    def seconds(self) -> float:
-        """How long it held a process."""
-        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
-
-
 class _Searcher(Searcher):
     """Tune's view of the queue. A task travels as one string, in which Tune finds nothing to resolve."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: QueueRun):
         super().__init__()
         self._run = run
 
@@ -619,7 +270,7 @@ class _Searcher(Searcher):
 
 
 class _Stopper(tune.Stopper):
-    def __init__(self, run: _Run):
+    def __init__(self, run: QueueRun):
         self._run = run
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -632,7 +283,7 @@ class _Stopper(tune.Stopper):
 class _Reporter(tune.Callback):
     """Tells the run what Tune tells its callbacks."""
 
-    def __init__(self, run: _Run, frees_groups: bool):
+    def __init__(self, run: QueueRun, frees_groups: bool):
         self._run = run
         self._frees_groups = frees_groups
         self._places: dict[str, str | None] = {}  # actor -> node
@@ -690,7 +341,7 @@ def _why(error: BaseException | None) -> str:
 class _Judge(FIFOScheduler):
     """Tune's view of the rule and the budget. To Tune a paused trial has ended, so that it holds nothing."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, run: QueueRun):
         super().__init__()
         self._run = run
 

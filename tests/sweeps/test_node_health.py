@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sweeps import ray_tune
+from sweeps import queue_run
 from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, UnfitNode, is_of_the_node
 from sweeps.ray_cluster import ClusterLost, ClusterView, Node, Resources
 from sweeps.records import Task
@@ -60,7 +60,7 @@ class Books:
     def __init__(self, folder: Path, cluster: MadeUpCluster, last: int = 10**6, max_failures: int = 2):
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.queue, self.cluster = Endless(last), cluster
-        self.run = ray_tune._Run(
+        self.run = queue_run.QueueRun(
             lambda task: frozenset(),
             lambda *event: self.events.append(event),
             lambda: False,
@@ -131,7 +131,7 @@ def test_a_lost_node_is_no_failure_of_its_trials(two_nodes: Books) -> None:
 
 def test_losses_without_end_end(two_nodes: Books) -> None:
     two_nodes.cluster.lost = {"a"}
-    for _ in range(ray_tune.MAX_EXCUSED + 1):
+    for _ in range(queue_run.MAX_EXCUSED + 1):
         two_nodes.run.died(two_nodes.start("a"), "the connection was lost", None)
     status, result = two_nodes.queue.ends["trial-1"]
     assert (status, result["reason"]) == ("failed", "lost with node a; given up after 20 restarts")
@@ -217,7 +217,7 @@ def test_a_queue_is_not_over_while_there_is_no_slot_for_its_tasks(tmp_path: Path
 
 
 def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_tune, "NO_ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(queue_run, "NO_ROOM_SECONDS", 0.0)
     cluster = MadeUpCluster("a")
     books = Books(tmp_path, cluster)
     task_id = books.start("a")
@@ -234,7 +234,7 @@ def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch:
 def test_a_task_that_is_kept_from_all_nodes_that_are_left_does_not_wait_for_ever(
     two_nodes: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_tune, "NO_ROOM_SECONDS", -1.0)
+    monkeypatch.setattr(queue_run, "NO_ROOM_SECONDS", -1.0)
     task_id = two_nodes.start("a")
     two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
     assert two_nodes.run.next_task() is not None

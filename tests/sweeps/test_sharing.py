@@ -14,7 +14,8 @@ from genrec.artifacts import ArtifactStore
 from genrec.config import validate_config, with_values
 from genrec.pipeline import stage_keys
 from sweeps.ledger import Ledger
-from sweeps.ray_tune import _Run, run_queue
+from sweeps.queue_run import QueueRun
+from sweeps.ray_tune import run_queue
 from sweeps.records import Task
 from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.sharing import SHARED, SharedStages
@@ -51,16 +52,16 @@ class Books:
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
         self.events.append((event, task_id))
 
-    def run(self, slots: int, tmp_path: Path) -> _Run:
+    def run(self, slots: int, tmp_path: Path) -> QueueRun:
         given = {"metric": "score", "max_failures": 1, "slots": slots, "stop_file": tmp_path / "stop"}
-        run = _Run(self.missing, self.on_event, lambda: False, **given)
+        run = QueueRun(self.missing, self.on_event, lambda: False, **given)
         run.queue = ScheduledQueue(
             self, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=run.trial_seconds
         )
         return run
 
 
-def names(run: _Run, count: int) -> list[str | None]:
+def names(run: QueueRun, count: int) -> list[str | None]:
     """What is handed out when Tune asks so often."""
     tasks = [run.next_task() for _ in range(count)]
     return [task.id if task else None for task in tasks]
