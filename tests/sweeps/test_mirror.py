@@ -22,6 +22,7 @@ from genrec.object_store import ObjectStore, StorageError
 from sweeps import driver_lock, mirror, preflight
 from sweeps.cli import main
 from sweeps.folders import artifact_store, folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
+from sweeps.journal import JOURNAL
 from sweeps.ledger import Ledger, LedgerError
 from sweeps.spec import SweepSpec, load_spec
 
@@ -175,7 +176,7 @@ def test_a_store_that_is_away_at_the_end_is_an_error_and_the_record_is_copied_by
     s3: str, spec: SweepSpec, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ):
     ledger = create(s3, spec)
-    wait_until(lambda: has_sweep("tiny", s3))
+    wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
     monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     s3_server.fail(*[{"kind": "503", "method": "PUT", "name": "ledger.journal"}] * 1000)
     first = run_one(ledger)

@@ -27,15 +27,18 @@ class Queue:
     def __init__(self, count):
         self.left, self.ends = [f"trial-{n}" for n in range(count)], {}
     def next(self):
-        return Task(self.left.pop(0), {}) if self.left else None
+        return Task(self.left.pop(0), {"folder": str(folder)}) if self.left else None
     def report(self, task_id, metrics): pass
     def finish(self, task_id, status, result):
         self.ends[task_id] = [status, result]
 
 def run(name, count, trial, **options):
     queue = Queue(count)
-    run_queue(queue, trial, name=name, folder=folder / name, metric="score",
-              on_event=lambda *event: found["events"].append([name, *event]), **options)
+    def on_event(event, *about):
+        found["events"].append([name, event, *about])
+        if event == "avoided":
+            (folder / "avoided").touch()
+    run_queue(queue, trial, name=name, folder=folder / name, metric="score", on_event=on_event, **options)
     found[name] = queue.ends
 
 def says_where(payload, report, launch):
@@ -43,6 +46,12 @@ def says_where(payload, report, launch):
     context = ray.get_runtime_context()
     time.sleep(0.3)
     return {"on": context.get_node_id(), "held": context.get_assigned_resources()}
+
+def once_a_node_is_avoided(payload, report, launch):
+    deadline = time.monotonic() + 120
+    while not Path(payload["folder"], "avoided").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return says_where(payload, report, launch)
 
 def launches(payload, report, launch):
     launch(lambda argument, report: report({"epoch": 1, "score": 0.5}), {})
@@ -80,7 +89,7 @@ with SmallCluster(num_cpus=1, memory=2**30) as cluster, start_ray(cluster.addres
 
     check = late_check(folder / "storage", RunConfig())
     found["other_code"] = cluster.add({"PYTHONPATH": code}, num_cpus=2, memory=2**30)
-    run("mixed", 6, says_where, check_node=check)
+    run("mixed", 6, once_a_node_is_avoided, check_node=check)
     found["group"] = refused(lambda: run("group", 1, launches, check_node=fault_of_a_worker,
                                          resources=Resources(workers=2, memory_per_worker=2.5)))
     bad = lambda: ["has no data"]

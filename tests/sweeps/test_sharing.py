@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from test_node_health import MadeUpCluster
 
 from genrec.artifacts import ArtifactStore
 from genrec.config import validate_config, with_values
@@ -53,7 +54,8 @@ class Books:
         self.events.append((event, task_id))
 
     def run(self, slots: int, tmp_path: Path) -> QueueRun:
-        given = {"metric": "score", "max_failures": 1, "slots": slots, "stop_file": tmp_path / "stop"}
+        cluster = MadeUpCluster("a", "b", max_concurrent=slots)
+        given = {"metric": "score", "max_failures": 1, "cluster": cluster, "stop_file": tmp_path / "stop"}
         run = QueueRun(self.missing, self.on_event, lambda: False, **given)
         run.queue = ScheduledQueue(
             self, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=run.trial_seconds
@@ -69,7 +71,7 @@ def names(run: QueueRun, count: int) -> list[str | None]:
 
 def test_the_second_waits_and_another_that_can_run_goes_ahead_of_it(tmp_path: Path) -> None:
     books = Books(["a0", "a1", "b2", "a3"])
-    run = books.run(3, tmp_path)
+    run = books.run(4, tmp_path)
     assert names(run, 3) == ["a0", "b2", None]
     assert [task_id for event, task_id in books.events if event == "waiting"] == ["a1", "a3"]
     books.made.add("a")
