@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from sweeps.report import ReportFiles
 
 
-NOTHING_STARTED = "nothing was started"
-"the note of an error that left no trace"
-
-
 class Sweep:
     """A sweep's record, read anew at every access: a sweep that is running can be watched through it."""
 
@@ -380,9 +376,8 @@ def _drive(
                 ledger.revise(spec)
             with told(ledger, view.say), view.shown():
                 drive(ledger, address=address, on_event=view.on_event, say=view.say, on_ready=on_ready)
-        except (InputError, ConnectionError) as refusal:
+        except (InputError, ConnectionError):
             if is_new and not ledger.trials():
                 ledger.discard()
-                refusal.add_note(NOTHING_STARTED)
             raise
     return Sweep(ledger.folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +22,7 @@ from genrec.object_store import checked_url, is_url
 from genrec.terminal import Commands, fail, printable
 from sweeps import api
 from sweeps.errors import LedgerError, SweepFailed
-from sweeps.folders import DEFAULT, has_sweep, sweeps_command, working_folder
+from sweeps.folders import DEFAULT, has_sweep, is_sweep, sweeps_command, working_folder
 from sweeps.interruption import Interrupted, interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
@@ -219,7 +219,11 @@ def run(
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return
-    again = _resume_command(spec.name, storage, address)
+
+    def again() -> str:
+        begun = is_sweep(working_folder(storage) / spec.name)
+        return _resume_command(spec.name, storage, address) if begun else "the same command"
+
     with _exit_codes(again), _nodes_for(spec, address, wait):
         _print_status(api.start(spec, storage=storage, address=address, or_resume=or_resume).ledger, storage)
 
@@ -534,8 +538,12 @@ def _resume_command(name: str, storage: str, address: str | None) -> str:
 
 
 @contextmanager
-def _exit_codes(again: str) -> Iterator[None]:
+def _exit_codes(again: str | Callable[[], str]) -> Iterator[None]:
     """Errors of a running sweep, and signals, as sentences and exit codes; `again`: the command that continues."""
+
+    def go_on() -> str:
+        return again if isinstance(again, str) else again()
+
     try:
         with interruptible():
             yield
@@ -543,14 +551,12 @@ def _exit_codes(again: str) -> Iterator[None]:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
-        click.echo(f"{str(stop) or 'interrupted'}; continue with: {again}", err=True)
+        click.echo(f"{str(stop) or 'interrupted'}; continue with: {go_on()}", err=True)
         sys.exit(ExitCode.of_signal(signum))
     except BrokenPipeError:
         raise  # click ends quietly when the reader of our output has gone
     except OSError as error:
-        left = f"nothing recorded is lost; continue with: {again}"
-        hint = api.NOTHING_STARTED if api.NOTHING_STARTED in getattr(error, "__notes__", ()) else left
-        fail(f"{error}\n{hint}", ExitCode.ENVIRONMENT)
+        fail(f"{error}\nnothing recorded is lost; continue with: {go_on()}", ExitCode.ENVIRONMENT)
 
 
 if __name__ == "__main__":
