@@ -106,7 +106,7 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {write_report(ledger).page}")
     except Exception as error:
-        again = sweeps_command("report", ledger.spec.name, storage=storage_of(ledger.folder.parent))
+        again = sweeps_command("report", ledger.folder.name, storage=storage_of(ledger.folder.parent))
         say(f"warning: no report ({type(error).__name__}: {error}); again with: {again}")
 
 

@@ -173,7 +173,7 @@ def _winner(name: str, ledger: Ledger, seeds: int, overrides: Mapping[str, Any])
     """A sweep's winner with the seeds that it has, and further ones where more are asked for."""
     winner = ledger.fact("winner")
     if winner is None:
-        resume = sweeps_command("resume", ledger.spec.name, storage=storage_of(ledger.folder.parent))
+        resume = sweeps_command("resume", ledger.folder.name, storage=storage_of(ledger.folder.parent))
         raise InputError(f"sweep {ledger.spec.name} has no winner yet; continue with: {resume}")
     runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
     runs = sorted((run for run in runs if run.status == "completed"), key=lambda run: run.seed)

@@ -74,14 +74,20 @@ def test_handlers_that_ray_sets_do_not_outlast_its_start() -> None:
     def set_as_ray_does() -> None:
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
 
-    with pytest.raises(Interrupted), interruptible():
+    def signal_after() -> None:
         with own_handlers_kept():
             set_as_ray_does()
         send(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught, interruptible(), own_handlers_kept():
-        set_as_ray_does()
-        send(signal.SIGTERM)
-    assert caught.value.signum == signal.SIGTERM
+
+    def signal_meanwhile() -> None:
+        with own_handlers_kept():
+            set_as_ray_does()
+            send(signal.SIGTERM)
+
+    for start in (signal_after, signal_meanwhile):
+        with pytest.raises(Interrupted) as caught, interruptible():
+            start()
+        assert caught.value.signum == signal.SIGTERM
 
 
 def test_a_keyboard_interrupt_that_no_signal_has_caused_stays_one() -> None:
