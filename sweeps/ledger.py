@@ -28,7 +28,7 @@ from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Tas
 from sweeps.reuse import EarlierResults
 from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
-from sweeps.study_record import STATUS, StudyRecord, trial_record
+from sweeps.study_record import STATUS, StudyRecord, epochs_of, trial_record
 from sweeps.study_storage import SPEC, Place, place_of
 
 __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Study", "Task", "TrialRecord"]
@@ -396,7 +396,8 @@ class Ledger:
         latest: dict[tuple[int | str, int], FinalistRun] = {}
         for trial in self.finalists.trials():
             attrs = trial.user_attrs
-            run = FinalistRun(attrs["finalist"], attrs["seed"], STATUS[trial.state], attrs.get("result", {}))
+            status, result, epochs = STATUS[trial.state], attrs.get("result", {}), epochs_of(trial)
+            run = FinalistRun(attrs["finalist"], attrs["seed"], status, result, epochs)
             latest[(run.finalist, run.seed)] = run
         return list(latest.values())
 
