@@ -116,7 +116,8 @@ def _export(ledger: Ledger, store: ArtifactStore, row: dict[str, Any], runs: Seq
     best = max(_of(row["trial"], runs), key=lambda run: sign * float(run.result["validation"][metric]))
     config = config_of_run(ledger, best)
     export_bundle(config, store, ledger.folder / "bundle")
-    run = tracked_trial(tracked_sweep(ledger.folder), finalist_id(best.finalist, best.seed), "finalist", config)
+    sweep = tracked_sweep(ledger.folder, ledger.identity)
+    run = tracked_trial(sweep, finalist_id(best.finalist, best.seed), "finalist", config)
     track_bundle(config, run, ledger.folder / "bundle")
     head = [
         f"# Winner of the sweep {ledger.spec.name}: {row['trial']}, seeds {row['seeds']}; this is seed {best.seed}."

@@ -8,6 +8,7 @@ on nothing else. One process writes (`sweeps.driver_lock`); any number may read.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +128,9 @@ class Ledger:
                     "with --trials, --time or --file where there is more to do"
                 )
             place.write(spec)
-            return cls._opened(folder, place, place.writing(), lock)
+            ledger = cls._opened(folder, place, place.writing(), lock)
+            ledger.set_fact("identity", uuid.uuid4().hex)
+            return ledger
         except BaseException:
             lock.release()
             raise
@@ -373,6 +376,12 @@ class Ledger:
     def fact(self, key: str) -> Any:
         """What `set_fact` kept, or None."""
         return self._record.attrs().get(f"fact:{key}")
+
+    @property
+    def identity(self) -> str | None:
+        """Of this sweep and no other, also of the same name; None in ledgers that are older than it."""
+        identity: str | None = self.fact("identity")
+        return identity
 
     def stamp(self, **attrs: Any) -> None:
         """What every trial and re-evaluation that begins from now on has among its attributes."""
