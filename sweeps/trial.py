@@ -84,8 +84,8 @@ def run_trial(
 
 
 def tracked_sweep(folder: Path, identity: str | None = None) -> TrackedRun:
-    """What the runs of a sweep have in common: their group, folder and the sweep's `identity`. They upload nothing while
-    they run."""
+    """What the runs of a sweep have in common: group, folder, `identity` of the sweep. They upload nothing while they
+    run."""
     return TrackedRun("sweep", str(folder.absolute() / TRACKING), group=folder.name, offline=True, identity=identity)
 
 
