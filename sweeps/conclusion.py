@@ -31,12 +31,12 @@ from sweeps.finalists import (
     summarise,
     verdict,
 )
-from sweeps.leaderboard import in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import Measured, measure, measure_ensemble
 from sweeps.records import FinalistRun, finalist_id
 from sweeps.significance import Ranked
 from sweeps.trial import tracked_sweep, tracked_trial
+from sweeps.wording import in_order, plus_minus
 
 ENSEMBLE = "ensemble"
 

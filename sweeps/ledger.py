@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import ConfigError, RunConfig
 from sweeps.driver_lock import DriverLock
+from sweeps.errors import LedgerError, SweepExists
 from sweeps.finalist_queue import FinalistQueue
-from sweeps.folders import storage_of
-from sweeps.journal import LedgerError
+from sweeps.folders import storage_of, sweeps_command
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
 from sweeps.reuse import EarlierResults
@@ -123,9 +123,11 @@ class Ledger:
         lock.acquire()
         try:
             if place.exists():
-                raise LedgerError(
-                    f"{storage_of(folder.parent)}/{folder.name}: exists; use sweeps resume {folder.name}, "
-                    "with --trials, --time or --file where there is more to do"
+                storage = storage_of(folder.parent)
+                resume = sweeps_command("resume", folder.name, storage=storage)
+                raise SweepExists(
+                    f"{storage}/{folder.name}: exists; continue, with --trials, --time or --file where there is more "
+                    f"to do, by: {resume}"
                 )
             place.write(spec)
             ledger = cls._opened(folder, place, place.writing(), lock)
@@ -189,6 +191,16 @@ class Ledger:
             finally:
                 self._lock.release()
                 self._lock = None
+
+    def discard(self) -> None:
+        """Take back a sweep of which no trial has begun, and let go of it: its name is free again."""
+        assert self._lock is not None
+        assert not self._record.trials()
+        lock, self._lock = self._lock, None
+        try:
+            self._place.remove(lock)
+        finally:
+            lock.release()
 
     def __enter__(self) -> Ledger:
         return self

@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.journal import LedgerError
+from sweeps.errors import LedgerError
 from sweeps.records import Status, TrialRecord, metric_in, plain, readable
 
 MAX_REASON = 4000

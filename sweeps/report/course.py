@@ -12,13 +12,13 @@ import plotly.graph_objects as go
 from genrec.pipeline import STAGES
 from sweeps.cluster_use import SIZES, busy_line
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.planner import clock, planned_against_actual, read_plan
 from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
 from sweeps.stopping import rules_in_words, stopped_by
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 
