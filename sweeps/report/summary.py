@@ -155,10 +155,27 @@ def _spread(row: Mapping[str, Any], split: str, metric: str) -> Spread | None:
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["A", "B", "metric", "A's mean", "B's mean", "difference", "low", "high", "p", "users"]
-    keys = ["a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users"]
-    note = "Paired over users; low and high bound the difference with 95 %; p is corrected for all comparisons (Holm)."
-    return Table("Comparisons behind the verdict", columns, [[row.get(key) for key in keys] for row in rows], note)
+    columns = {
+        "A": "a",
+        "B": "b",
+        "metric": "metric",
+        "A's mean": "mean_a",
+        "B's mean": "mean_b",
+        "difference": "difference",
+        "low": "low",
+        "high": "high",
+        "over": "interval_over",
+        "effect size": "effect",
+        "p": "p",
+        "users": "users",
+    }
+    note = (
+        "Paired over users. Low and high bound the difference with 95 %, over what the column says: users alone where "
+        "a side has one seed. Effect size: mean difference over its deviation among users. p is corrected for all "
+        "comparisons (Holm), the interval is not."
+    )
+    cells: list[list[Cell]] = [[row.get(key) for key in columns.values()] for row in rows]
+    return Table("Comparisons behind the verdict", list(columns), cells, note)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
