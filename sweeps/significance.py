@@ -41,6 +41,8 @@ class Ranked:
     "(U,) indices of the users, ascending"
     ranks_SU: np.ndarray
     "0-based places; -1 where the target is not in the list"
+    failed: tuple[int, ...] = ()
+    "further seeds that it was to be trained with, and that came to no end"
 
     def values(self, metric: str) -> np.ndarray:
         """(S, U) the metric of every user."""
@@ -83,6 +85,9 @@ class Comparison:
     "difference that this much data finds four times out of five, as strictly as Holm's correction is here"
     comparisons: int = 1
     "that p is corrected for"
+    failed_a: tuple[int, ...] = ()
+    "seeds that came to no end; who has any is never called the better one"
+    failed_b: tuple[int, ...] = ()
 
     @property
     def interval_over(self) -> str:
@@ -95,11 +100,18 @@ class Comparison:
         return max(self.p_users, self.p_seeds or 0.0)
 
     @property
-    def winner(self) -> str | None:
-        """The better one, or None where they can't be told apart."""
+    def ahead(self) -> str | None:
+        """The one with the better numbers, or None where they can't be told apart."""
         if self.p >= SIGNIFICANT:
             return None
         return self.a if self.difference > 0 else self.b
+
+    @property
+    def winner(self) -> str | None:
+        """The better one; None where they can't be told apart, and where the one ahead has failed with a seed: the
+        seeds that are left are those on which it went well."""
+        failed = self.failed_a if self.ahead == self.a else self.failed_b
+        return None if failed else self.ahead
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, with the verdict."""
@@ -113,14 +125,15 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The comparison in words."""
-        if self.winner is None:
+        if self.ahead is None:
             return f"{self._undecided()}{self._caveat()}"
-        sign = 1 if self.winner == self.a else -1
-        loser = self.b if sign == 1 else self.a
+        sign = 1 if self.ahead == self.a else -1
+        behind = self.b if sign == 1 else self.a
         best, other = (self.mean_a, self.mean_b)[::sign]
         relative = f", +{(best - other) / other:.1%}" if other else ""
+        verb = "beats" if self.winner else "is ahead of"
         return (
-            f"{self.winner} beats {loser} in {self.split} {self.metric} ({_p(self.p)}): "
+            f"{self.ahead} {verb} {behind} in {self.split} {self.metric} ({_p(self.p)}): "
             f"{best:.4f} against {other:.4f}{relative}; {self._size(sign)}.{self._caveat()}"
         )
 
@@ -148,8 +161,17 @@ class Comparison:
         return f"{text}; with it a difference of about {self.detectable:.4f} would be found."
 
     def _caveat(self) -> str:
+        text = ""
+        if self.ahead is not None and self.winner is None:
+            failed = seeds_in_words(self.failed_a if self.ahead == self.a else self.failed_b)
+            text = f" It is not called better: {self.ahead} failed with {failed}, which nobody knows the numbers of."
         single = "" if self.p_seeds is not None else " A single seed cannot tell what another would change."
-        return single if self.better or self.worse else ""
+        return text + single if self.better or self.worse else text
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def user_values(ranks: np.ndarray, metric: str) -> np.ndarray:
@@ -201,6 +223,8 @@ def compare(a: Ranked, b: Ranked, metric: str, split: str = "test") -> Compariso
         error=error,
         freedom=freedom,
         detectable=detectable(error, freedom, SIGNIFICANT),
+        failed_a=a.failed,
+        failed_b=b.failed,
     )
 
 
