@@ -12,7 +12,7 @@ from sweeps.finalists import best_config, failed_seeds, metric_per_user
 from sweeps.folders import artifact_store, storage_of
 from sweeps.leaderboard import example_history, in_order
 from sweeps.ledger import Ledger
-from sweeps.planner import clock
+from sweeps.plan_text import duration_text
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
 from sweeps.significance import seeds_in_words
 from sweeps.status import sweep_status
@@ -30,7 +30,7 @@ def summary(ledger: Ledger, report: Path) -> list[Section]:
 def lead(ledger: Ledger) -> str:
     """State, trials and time in one line."""
     trials = ", ".join(f"{count} {name}" for name, count in ledger.counts().items() if count)
-    return f"{ledger.state}; trials: {trials or 'none yet'}; {clock(ledger.elapsed)} of driving"
+    return f"{ledger.state}; trials: {trials or 'none yet'}; {duration_text(ledger.elapsed)} of driving"
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------
