@@ -87,16 +87,23 @@ class RemoteArtifactStore(ArtifactStore):
         folder, _ = super().ensure(stage, key, fill, notice)
         return folder, made
 
-    def discard(self, stage: str, key: str) -> None:
+    def discard(self, stage: str, key: str) -> bool:
         """Remove what an abandoned build left, here and in the store; there only if its builder has released it or was
         a process of this node: whether one elsewhere is dead would take a wait."""
-        super().discard(stage, key)
+        if not super().discard(stage, key):
+            return False
         found = _Stage(self.objects, stage, key)
-        if self.objects.has(found.at(CLAIM)) and not self.objects.has(found.at(DONE)):
-            lease = found.lease()
-            if lease.try_acquire():
-                lease.abandon()
-                self.objects.delete(self.objects.names(found.at("")))
+        if not self.objects.has(found.at(CLAIM)):
+            return True
+        lease = found.lease()
+        if not lease.try_acquire():
+            return False
+        if found.done() is not None:  # finished meanwhile: only its claim is left over
+            found.drop(lease)
+            return True
+        lease.abandon()
+        self.objects.delete(self.objects.names(found.at("")))
+        return True
 
     def _fill(self, found: _Stage, part: Path, build: Build, notice: Notice) -> tuple[dict[str, Any], bool]:
         """Copy the artifact into `part`, or build it there and publish it; its facts, and whether it was built."""

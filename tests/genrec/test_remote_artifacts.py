@@ -192,6 +192,23 @@ def test_an_abandoned_build_is_discarded_with_its_checkpoints(s3: str):
     assert RemoteArtifactStore(s3).has("tiger", "k")
 
 
+def test_what_is_being_built_here_or_on_another_node_is_not_discarded(s3: str, monkeypatch):
+    store = RemoteArtifactStore(s3)
+
+    def build(folder: Path) -> dict[str, int]:
+        save(folder, 1)
+        wait_until(lambda: any("manifest" in name for name in store.objects.names()))
+        before = store.objects.names()
+        assert not RemoteArtifactStore(s3).discard("tiger", "k")
+        with monkeypatch.context() as elsewhere:
+            assert not other_node(s3, "b", elsewhere).discard("tiger", "k")
+        assert store.objects.names() == before
+        return {"epochs": latest(folder)} | build_number(folder)
+
+    _, built = store.ensure("tiger", "k", build, pytest.fail)
+    assert built
+
+
 def test_a_checkpoint_is_uploaded_while_the_build_goes_on_and_never_half_of_one(s3: str):
     from genrec.checkpoint import save_generation
 
