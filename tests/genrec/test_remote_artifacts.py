@@ -154,18 +154,22 @@ def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_chec
     assert {Path(name).name for name in store.objects.names()} == {DONE, "1-number"}
 
 
-def test_checkpoints_that_did_not_reach_the_store_are_continued_on_their_own_node(s3: str, s3_server: Any, monkeypatch):
+def test_checkpoints_that_did_not_reach_the_store_are_told_of_and_continued_on_their_own_node(
+    s3: str, s3_server: Any, monkeypatch, caplog: pytest.LogCaptureFixture
+):
     def fail(folder: Path) -> dict[str, int]:
         save(folder, 1)
         wait_until(lambda: any("manifest" in name for name in ObjectStore(s3).names()))
         s3_server.fail(*[{"kind": "403", "method": "PUT", "name": "tensors"}] * 100)
         save(folder, 2)
+        wait_until(lambda: "cannot copy checkpoints of tiger-" in caplog.text)
         raise OSError("killed")
 
     def look(folder: Path) -> dict[str, int]:
         return {"epochs": latest(folder)}
 
     for key, expected in (("a", 2), ("b", 1)):
+        caplog.clear()
         with pytest.raises(OSError, match="killed"):
             RemoteArtifactStore(s3).ensure("tiger", key, fail, pytest.fail)
         s3_server.fail()
