@@ -150,7 +150,8 @@ def plan(
     """Print what the sweep that FILE describes will cost, and write it beside the sweep; starts no trial."""
     spec = _spec(file, name, trials, assignments)
     storage = _storage(spec, storage)
-    from sweeps.planner import plan_lines, plan_sweep
+    from sweeps.plan_text import plan_lines
+    from sweeps.planner import plan_sweep
 
     ledger = api.load(like, storage).ledger if like else None
     planned = plan_sweep(spec, storage, measure=measure, like=ledger, cpus=cpus, gpus=gpus)
@@ -215,7 +216,8 @@ def run(
     )
     storage = _storage(spec, storage)
     if dry_run:
-        from sweeps.planner import plan_lines, plan_sweep
+        from sweeps.plan_text import plan_lines
+        from sweeps.planner import plan_sweep
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return

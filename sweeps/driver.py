@@ -208,7 +208,7 @@ def _common(
             run_trial,
             store=store.address,
             health=spec.health.model_dump(),
-            tracked=tracked_sweep(ledger.folder),
+            tracked=tracked_sweep(ledger.folder, ledger.identity),
             checkpoint_interval=checkpoint_interval,
         ),
         "name": spec.name,

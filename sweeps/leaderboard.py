@@ -84,7 +84,17 @@ def _finalist_tables(status: dict[str, Any]) -> list[str]:
 
 
 def _finalist_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
-    return [_row(row, f"{row['trial']} ({counted(len(row['seeds']), 'seed')})", names) for row in status["finalists"]]
+    rows = [_row(row, f"{row['trial']} ({_seeds(row)})", names) for row in status["finalists"]]
+    for row in status["finalists_without_result"]:
+        rows.append([f"{row['trial']} (failed: {counted(len(row['failed']), 'seed')})", *("" for _ in names)])
+    return rows
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    if not row["failed"]:
+        return counted(len(row["seeds"]), "seed")
+    failed = ", ".join(str(failure["seed"]) for failure in row["failed"])
+    return f"{len(row['seeds'])} of {len(row['seeds']) + len(row['failed'])} seeds, failed: {failed}"
 
 
 def _ensemble_rows(status: dict[str, Any], names: Sequence[str]) -> list[list[str]]:
