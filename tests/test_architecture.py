@@ -85,7 +85,11 @@ def test_the_layers_of_the_library_point_down():
     for folder, forbidden in above.items():
         for package in forbidden:
             assert importers(package, folder) == set(), package
-    assert importers("genrec.cli", "genrec/") == {"genrec/trainers/launch.py"}  # when a trainer is run as a program
+
+
+def test_a_command_line_is_nobodys_library():
+    assert importers("sweeps.cli") == set()
+    assert importers("genrec.cli") == {"genrec/trainers/launch.py"}  # when a trainer is run as a program
 
 
 # ------------------------------------------------------------------- calls
