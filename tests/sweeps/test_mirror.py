@@ -105,6 +105,21 @@ def test_what_a_driver_records_is_in_the_store_seconds_later_and_goes_on_on_anot
     assert artifact_store(sweep_folder("tiny", s3).parent).address == f"{s3}/.artifacts"
 
 
+def test_a_sweep_that_is_taken_back_is_gone_from_the_store_and_can_be_begun_again(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = create(s3, spec)
+    wait_until(lambda: has_sweep("tiny", s3))
+    ledger.discard()
+    ledger.close()
+    assert not has_sweep("tiny", s3)
+    other_machine("b", monkeypatch)
+    assert not has_sweep("tiny", s3)
+    with create(s3, spec) as ledger:
+        first = run_one(ledger)
+    assert completed(s3) == [first]
+
+
 def test_a_sweep_is_begun_once_and_driven_by_one_machine(s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch):
     with create(s3, spec) as ledger:
         run_one(ledger)
