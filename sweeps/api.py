@@ -142,6 +142,7 @@ def run(
     storage: str | Path | None = None,
     address: str | None = None,
     resume: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Run the sweep that `file` describes, from data to winner.
@@ -152,10 +153,13 @@ def run(
             name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
         resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        wait_seconds: for a node, when the cluster has no room for a single trial, at the start and later; by default
+            300, at the start only where nodes come by themselves.
         quiet: show nothing while it runs.
     """
     own, settings = _sort_overrides(overrides or {})
-    return start(load_spec(file, own, settings), storage=storage, address=address, resume=resume, quiet=quiet)
+    spec = load_spec(file, own, settings)
+    return start(spec, storage=storage, address=address, resume=resume, wait_seconds=wait_seconds, quiet=quiet)
 
 
 def start(
@@ -164,6 +168,7 @@ def start(
     storage: str | Path | None = None,
     address: str | None = None,
     resume: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """`run` with a spec that is loaded already."""
@@ -174,9 +179,9 @@ def start(
     if resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
         if not quiet:
             _say_what_is_left_out(load(spec.name, storage).spec, spec)
-        return _resume(spec.name, storage=storage, address=address, quiet=quiet)
+        return _resume(spec.name, storage=storage, address=address, wait_seconds=wait_seconds, quiet=quiet)
     check_names(spec, storage)
-    return _drive(Ledger.create(folder, spec), address, quiet)
+    return _drive(Ledger.create(folder, spec), address, quiet, wait_seconds=wait_seconds)
 
 
 def resume(
@@ -188,6 +193,7 @@ def resume(
     accept_data: bool = False,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do. A finished one for which nothing
@@ -198,6 +204,7 @@ def resume(
         file: the sweep's file as it was edited: a wider space, other finalists, other resources. What contradicts the
             record raises `InputError` with a line for every key, and changes nothing.
         accept_data: go on although the data are not those of the recorded trials.
+        wait_seconds: as in `run`.
     """
     from sweeps.ledger import Ledger
 
@@ -211,7 +218,8 @@ def resume(
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
-    return _drive(Ledger.open(folder_to_drive(name, storage)), address, quiet, spec, accept_data)
+    ledger = Ledger.open(folder_to_drive(name, storage))
+    return _drive(ledger, address, quiet, spec, accept_data, wait_seconds=wait_seconds)
 
 
 def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
@@ -243,6 +251,7 @@ def reevaluate(
     *,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Choose finalists again from a sweep whose search is done: other numbers of trials or seeds.
@@ -260,7 +269,7 @@ def reevaluate(
         known = ledger.fact("reevaluation") or {}
         ledger.set_fact("reevaluation", known | chosen | {"revisions": len(ledger.revisions)})
         ledger.mark("finalists")
-        return _drive(ledger, address, quiet)
+        return _drive(ledger, address, quiet, wait_seconds=wait_seconds)
 
 
 def compare(
@@ -318,7 +327,13 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def _drive(
-    ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
+    ledger: Ledger,
+    address: str | None,
+    quiet: bool,
+    spec: SweepSpec | None = None,
+    accept_data: bool = False,
+    *,
+    wait_seconds: float | None = None,
 ) -> Sweep:
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
@@ -331,5 +346,5 @@ def _drive(
         if spec is not None:
             ledger.revise(spec)
         with told(ledger, view.say), view.shown():
-            drive(ledger, address=address, on_event=view.on_event, say=view.say)
+            drive(ledger, address=address, on_event=view.on_event, say=view.say, wait_seconds=wait_seconds)
     return Sweep(ledger.folder)

@@ -17,7 +17,6 @@ import click
 
 from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
-from genrec.errors import InputError
 from genrec.object_store import checked_url, is_url
 from sweeps import api
 from sweeps.folders import DEFAULT, has_sweep, working_folder
@@ -60,6 +59,28 @@ storage_of_file_option = click.option(
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
+)
+
+
+class Seconds(click.ParamType):
+    """A time such as 15m, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            return float(seconds(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+wait_option = click.option(
+    "--wait-for-nodes",
+    "wait",
+    metavar="TIME",
+    type=Seconds(),
+    help="How long to wait for a node when the cluster has no room for a single trial, at the start and later: 15m. "
+    "Default: 5m, at the start only where nodes come by themselves.",
 )
 address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; a local Ray when left out.")
 
@@ -146,14 +167,6 @@ def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[st
     return load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
 
 
-wait_option = click.option(
-    "--wait-for-nodes",
-    "wait",
-    metavar="TIME",
-    help="Ask the cluster for room for `max_concurrent` trials and wait so long for it: 10m. Some go on with less.",
-)
-
-
 @main.command()
 @click.argument("file", required=False)
 @click.option("--recipe", help="Instead of FILE: the recipe or config file that a grid starts from.")
@@ -177,7 +190,7 @@ def run(
     assignments: tuple[str, ...],
     storage: str | None,
     address: str | None,
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes, or the grid of --grid, from data to winner."""
     if (file is None) == (not grids):
@@ -195,8 +208,9 @@ def run(
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return
-    with _exit_codes(spec.name), _nodes_for(spec, address, wait):
-        _print_status(api.start(spec, storage=storage, address=address, resume=or_resume).ledger, storage)
+    with _exit_codes(spec.name):
+        sweep = api.start(spec, storage=storage, address=address, resume=or_resume, wait_seconds=wait)
+        _print_status(sweep.ledger, storage)
 
 
 def _quick_grid(
@@ -224,23 +238,6 @@ def _quick_grid(
     return spec
 
 
-@contextmanager
-def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterator[None]:
-    """The cluster with room for the sweep's trials, for the block, if waiting was asked for."""
-    if wait is None:
-        yield
-        return
-    if spec.resources.max_concurrent is None:
-        raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
-    from sweeps.ray_cluster import Resources, room_for, start_ray
-
-    with (
-        start_ray(address),
-        room_for(Resources.of(spec.resources), spec.resources.max_concurrent, float(seconds(wait))),
-    ):
-        yield
-
-
 @main.command()
 @click.argument("name")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
@@ -249,6 +246,7 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
 @click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
 @storage_option
 @address_option
+@wait_option
 def resume(
     name: str,
     trials: int | None,
@@ -257,6 +255,7 @@ def resume(
     accept_data: bool,
     storage: str,
     address: str | None,
+    wait: float | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
@@ -272,6 +271,7 @@ def resume(
             accept_data=accept_data,
             storage=storage,
             address=address,
+            wait_seconds=wait,
         )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
@@ -284,10 +284,14 @@ def resume(
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds of each; 1 measures the models of the search.")
 @storage_option
 @address_option
-def reevaluate(name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None) -> None:
+@wait_option
+def reevaluate(
+    name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None, wait: float | None
+) -> None:
     """Choose the winner of NAME again, from more trials or with more seeds; what is measured is kept."""
     with _exit_codes(name):
-        _print_status(api.reevaluate(name, top_k, seeds, storage=storage, address=address).ledger, storage)
+        sweep = api.reevaluate(name, top_k, seeds, storage=storage, address=address, wait_seconds=wait)
+        _print_status(sweep.ledger, storage)
 
 
 @main.command()
@@ -463,13 +467,13 @@ def submit(
     name: str | None,
     trials: int | None,
     assignments: tuple[str, ...],
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes as a job of a Ray cluster; again: join that job or continue the sweep."""
     spec = _spec(str(file), name, trials, assignments)
     words = [*(["--name", name] if name else []), *(["--trials", str(trials)] if trials else [])]
     words += [word for assignment in assignments for word in ("--set", assignment)]
-    words += ["--wait-for-nodes", wait] if wait else []
+    words += [] if wait is None else ["--wait-for-nodes", f"{wait:g}s"]
     with _exit_codes(spec.name, again="the same command"):
         from sweeps.submission import Cluster, Request
 

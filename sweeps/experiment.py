@@ -220,7 +220,9 @@ class Trainings:
             self.failures.append(f"{task_id}: {result.get('reason') or status}")
 
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
-        if event == "finished":
+        if event == "delayed":
+            self._say(f"{time.strftime('%H:%M:%S')} {data['reason']}")
+        elif event == "finished":
             reused = " (was trained before)" if "tiger" in (data.get("reused") or []) else ""
             self._say(f"{time.strftime('%H:%M:%S')} {task_id} {data['status']}{reused}")
 

@@ -7,6 +7,7 @@ without the dashboard; Train's own cleaner does not (ray-project/ray#54305).
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -22,18 +23,24 @@ from typing import Any, NamedTuple
 import grpc
 import ray
 from ray._private.gcs_utils import create_gcs_channel
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.ray_logging import stdout_deduplicator
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray.autoscaler.sdk import request_resources
+from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_to_connect_for_driver
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from genrec.errors import InputError
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
+from sweeps.records import ClusterLost
 from sweeps.spec import ResourcesSpec, trials_of
 
 PROBE_SECONDS = 5.0
+HERE_SECONDS = 15  # for a node on this machine that is just starting
 NODES_ASKED_EVERY = 2.0  # seconds
+LOST_ASKED_EVERY = 10.0  # seconds after which a node that did not answer is asked again
+LOST_PROBE_SECONDS = 1.0
 START_TRIES = 4
 RAYS_OWN_WORDS = "A worker died or was killed|has been marked dead|Raylet is terminated"
 "messages that Ray prints in any case; the trial says it in one line"
@@ -42,12 +49,9 @@ OWN_NODE_TRIES = 8  # in a row, without an answer, until it counts as lost
 LEAVE_SECONDS = 40.0  # for a driver without a node to end by itself
 EXIT_CLUSTER = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
-DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
+DRIVER_CPUS = 0.0001  # what the process that drives a worker group holds, the least that Ray can count
+DRIVERS_OF_A_NODE = 100  # for so many, CPUs come off each worker's share, so that workers fit beside them
 MARK = 0.001  # of the resource by which Ray marks nodes with a type of accelerator; each node has 1
-
-
-class ClusterLost(ConnectionError):
-    """The cluster cannot run a single trial any more, or the driver has lost its own node. The sweep is resumable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +186,7 @@ def _join(address: str) -> None:
         _check_form(address)
         found = address
     _probe(found)
+    _require_node_here(found)
     ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -215,30 +220,33 @@ def _probe(address: str) -> None:
         )
 
 
+def _require_node_here(address: str) -> None:
+    """A driver needs a node of the cluster on its own machine; `ray.init` would look for one for a minute."""
+    try:
+        get_node_to_connect_for_driver(ray._raylet.GcsClient(address=address), timeout_seconds=HERE_SECONDS)
+    except RuntimeError:
+        host = address.rpartition(":")[0]
+        raise ConnectionError(
+            f"this machine is no node of the Ray cluster at {address}, and a driver must run on one; fix: run it there,"
+            f" or from here: sweeps submit FILE --address http://{host}:8265"
+        ) from None
+
+
 def is_own_ray() -> bool:
     """Whether this process has started the Ray that it is connected to."""
     node = ray._private.worker._global_node
     return node is not None and node.is_head()
 
 
-@contextlib.contextmanager
-def room_for(resources: Resources, trials: int, wait_seconds: float) -> Iterator[None]:
-    """Ask an autoscaler for room for so many trials at once, for the block, and wait until it is there.
-
-    After `wait_seconds` the block starts with what has come. Where nothing scales by itself this waits for nodes that
-    are still starting. Ray must be initialised. Raises ConnectionError when there is no room for a single trial.
-    """
-    request_resources(bundles=[resources.bundle] * (resources.workers * trials))
-    try:
-        deadline = time.monotonic() + wait_seconds
-        view = ClusterView(resources, trials)
-        while (room := view.slots()) < trials and time.monotonic() < deadline:
-            time.sleep(NODES_ASKED_EVERY)
-        if not room:
-            raise ConnectionError(f"{view.too_small()}; no node came in {wait_seconds:g} s")
-        yield
-    finally:
-        request_resources(bundles=[])
+def scales_itself() -> bool:
+    """Whether an autoscaler may add nodes to the cluster. Ray has no question for that: `ray up` and Kubernetes give
+    the head a node type, and the older autoscaler names the types that it knows. Where Kubernetes does not scale this
+    is wrong, and waits for nothing."""
+    if is_autoscaler_v2():
+        return any(node["Alive"] and node["Labels"].get(ray._raylet.RAY_NODE_GROUP_KEY) for node in ray.nodes())
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    types = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes", {}) if status else {}
+    return any(not re.fullmatch(r"node_[0-9a-f]+", name) for name in types)
 
 
 @contextlib.contextmanager
@@ -287,9 +295,9 @@ def _lifelines() -> dict[str, tuple[str, int]]:
     return {f"its own node {own}": (own.address, own.port), f"the head at {head}": (host.strip("[]"), int(port))}
 
 
-def _answers(address: str, port: int) -> bool:
+def _answers(address: str, port: int, within: float = PROBE_SECONDS) -> bool:
     try:
-        socket.create_connection((address, port), timeout=PROBE_SECONDS).close()
+        socket.create_connection((address, port), timeout=within).close()
     except OSError:
         return False
     return True
@@ -343,7 +351,7 @@ class ClusterView:
     def __init__(self, resources: Resources, max_concurrent: int | None = None):
         self._resources, self._most = resources, max_concurrent
         self._nodes: dict[str, Node] = {}
-        self._lost: set[str] = set()
+        self._lost: dict[str, float] = {}  # id of a node that did not answer -> when it is asked again
         self._until = -math.inf
 
     def nodes(self) -> list[Node]:
@@ -351,7 +359,19 @@ class ClusterView:
         if time.monotonic() >= self._until:
             self._nodes |= {node.id: node for node in nodes()}
             self._until = time.monotonic() + NODES_ASKED_EVERY
+            self._forget_what_answers()
         return [node for node in self._nodes.values() if node.alive and node.id not in self._lost]
+
+    def _forget_what_answers(self) -> None:
+        """A node that did not answer once, and that Ray holds for alive, may only have been busy."""
+        for node_id, again in list(self._lost.items()):
+            node = self._nodes.get(node_id)
+            if node is None or not node.alive or time.monotonic() < again:
+                continue
+            if _answers(node.address, node.port, LOST_PROBE_SECONDS):
+                del self._lost[node_id]
+            else:
+                self._lost[node_id] = time.monotonic() + LOST_ASKED_EVERY
 
     def size(self) -> dict[str, float]:
         """CPUs and GPUs of the nodes that are there, and how many nodes these are."""
@@ -374,11 +394,12 @@ class ClusterView:
         return str(self._nodes[node_id]) if node_id in self._nodes else f"node {node_id[:8]}"
 
     def is_lost(self, node_id: str) -> bool:
-        """Whether the node has gone, and with that for good. Ray takes a while to notice; its raylet is asked."""
+        """Whether the node has gone. Ray takes a while to notice; its raylet is asked. Until it answers again it counts
+        as room no more."""
         if node_id not in self._lost:
             found = next((node for node in nodes() if node.id == node_id), None)
             if found is None or not found.alive or not _answers(found.address, found.port):
-                self._lost.add(node_id)
+                self._lost[node_id] = time.monotonic() + LOST_ASKED_EVERY
         return node_id in self._lost
 
     def too_small(self) -> str:
