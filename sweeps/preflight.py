@@ -31,11 +31,11 @@ from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
 from sweeps.driver_lock import is_locked
 from sweeps.folders import working_folder
+from sweeps.node_health import MIN_FREE_BYTES
 from sweeps.ray_cluster import nodes
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
-MIN_FREE_BYTES = 2**30
 DISTRIBUTIONS = ("ray", "torch", "genrec-sweeps")
 
 

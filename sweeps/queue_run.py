@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.node_health import NodeHealth
+from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.ray_cluster import ClusterView
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
@@ -60,14 +60,16 @@ class QueueRun:
         max_failures: int,
         cluster: ClusterView,
         stop_file: Path,
+        storage: Path | None = None,
         wait_seconds: float = WAIT_SECONDS,
         workers: int = 1,
         demand: Demand = nothing_more,
         max_concurrent: int | None = None,
         to_do: int | None = None,
     ):
-        """`wait_seconds`: for a node, when there is no room for a single trial. `demand` is told all the time for how
-        many trials nodes should come; `to_do`: how many tasks the queue has at the most, None if nobody knows."""
+        """`storage`: the folder that all nodes share, if they share one. `wait_seconds`: for a node, when there is no
+        room for a single trial. `workers`: of a trial, at the least. `demand` is told all the time for how many trials
+        nodes should come; `to_do`: how many tasks the queue has at the most, None if nobody knows."""
         self.signum: int | None = None
         self.metric = metric
         self._missing = missing
@@ -76,6 +78,7 @@ class QueueRun:
         self._max_failures = max_failures
         self._cluster = cluster
         self._size: dict[str, float] = {}
+        self._storage = storage
         self._wait_seconds = wait_seconds
         self._waits = Waits(lambda reason, seconds: on_event("delayed", "", {"reason": reason, "seconds": seconds}))
         self._workers = workers
@@ -256,6 +259,9 @@ class QueueRun:
         task.node = node
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
+            if self._storage and final.get("disk") and (fault := fault_of_storage(self._storage, final["disk"])):
+                self.fail(StorageFull(fault))
+                return
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)

@@ -40,7 +40,7 @@ from sweeps.demand import PendingGroups
 from sweeps.environment import environment
 from sweeps.folders import LOGS
 from sweeps.mirror import folder_here, trial_files
-from sweeps.node_health import is_of_the_node
+from sweeps.node_health import disk_error, is_of_the_node
 from sweeps.queue_run import ROOM, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
 from sweeps.ray_cluster import (
     DRIVER_CPUS,
@@ -146,7 +146,8 @@ def run_queue(
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
 
     Raises ValueError if the cluster is too small for one trial, ClusterLost if it became so, if all its nodes are
-    avoided or if this process has lost its own node, whatever `queue` or `on_event` raised, Interrupted.
+    avoided or if this process has lost its own node, StorageFull if nothing can be written to the storage of `folder`,
+    whatever `queue` or `on_event` raised, Interrupted.
     """
     resources = resources or Resources()
     joined = not is_own_ray()
@@ -176,6 +177,7 @@ def run_queue(
         max_failures=max_failures,
         cluster=ClusterView(resources, max_concurrent),
         stop_file=settings.stop_file,
+        storage=folder.parent if storage is None else None,
         wait_seconds=(WAIT_SECONDS if joined else OWN_WAIT_SECONDS) if wait_seconds is None else wait_seconds,
         workers=resources.fewest,
         demand=demand if nodes_may_come else nothing_more,
@@ -475,7 +477,8 @@ def _run_task(
             if of_the_node is False:
                 return {"status": "failed", "reason": reason}
             where = getattr(error, "node_id", None)  # of a worker, which may be on another node
-            return {"status": "unfit", "certain": of_the_node is True, "reason": reason, "node_id": where}
+            certain, disk = of_the_node is True, disk_error(error)
+            return {"status": "unfit", "certain": certain, "reason": reason, "node_id": where, "disk": disk}
         except SystemExit:
             _say(log, task["id"], "stopped")
             raise

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sweeps import queue_run
-from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, UnfitNode, is_of_the_node
+from sweeps import node_health, queue_run
+from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, StorageFull, UnfitNode, is_of_the_node
 from sweeps.ray_cluster import ClusterView, Node, Resources
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import ScheduledQueue
@@ -182,6 +182,51 @@ def test_a_fault_that_is_the_nodes_alone_is_enough_at_once(two_nodes: Books) -> 
 def test_the_node_of_a_worker_is_the_one_that_is_avoided(two_nodes: Books) -> None:
     two_nodes.unfit(two_nodes.start("a"), "has torch 2.10.0", certain=True, worker_node="b")
     assert two_nodes.avoided() == ["b"]
+
+
+def full_disk(error: OSError) -> dict[str, Any]:
+    disk = node_health.disk_error(error)
+    return {"status": "unfit", "reason": str(error), "certain": True, "node_id": None, "disk": disk}
+
+
+def no_space(path: Path | None = None) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", *([] if path is None else [str(path)]))
+
+
+def test_a_full_storage_ends_the_run_and_no_node_is_avoided(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=storage)
+    books.run.ended(books.start("a"), full_disk(no_space(storage / "sweep" / "checkpoint")), "host")
+    assert books.run.is_over()
+    assert books.avoided() == []
+    with pytest.raises(StorageFull, match=f"storage {storage} cannot be written: No space .*; [0-9,]+ bytes are free"):
+        books.run.settle()
+    assert books.queue.ends == {}, "the trial goes on when the sweep is resumed"
+
+
+@pytest.mark.parametrize("path", ["/elsewhere/scratch", None], ids=["named", "not named"])
+def test_a_disk_of_a_nodes_own_that_is_full_is_the_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    """The error of a write names no file: the driver sees for itself that the storage can be written."""
+    monkeypatch.setattr(node_health, "MIN_FREE_BYTES", 0)
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=tmp_path)
+    books.run.ended(books.start("a"), full_disk(no_space(Path(path) if path else None)), "host")
+    assert not books.run.is_over()
+    assert books.avoided() == ["a"]
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_storage_that_is_read_only_on_one_node_is_that_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    monkeypatch.setattr(node_health, "_can_be_written", lambda folder: writable)
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=tmp_path)
+    error = OSError(errno.EROFS, "Read-only file system", str(tmp_path / "x"))
+    books.run.ended(books.start("a"), full_disk(error), "host")
+    assert books.avoided() == (["a"] if writable else [])
+    assert books.run.is_over() is not writable
 
 
 def test_when_all_nodes_are_avoided_the_run_ends_and_names_them(two_nodes: Books) -> None:
