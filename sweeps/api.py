@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from genrec.recommender import Recommender
     from sweeps.experiment import Experiment
     from sweeps.ledger import Ledger, Study
-    from sweeps.ray_cluster import Resources
     from sweeps.report import ReportFiles
+    from sweeps.resources import Resources
 
 
 class Sweep:

@@ -326,7 +326,7 @@ def compare(
     """
     overrides = parse_overrides(assignments)
     with _exit_codes(f"comparison of {a} and {b}", again="the same command"):
-        from sweeps.ray_cluster import Resources
+        from sweeps.resources import Resources
 
         resources = None
         if cpus is not None or gpus is not None:

@@ -15,7 +15,8 @@ from collections.abc import Collection
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from sweeps.ray_cluster import Resources, elsewhere
+from sweeps.cluster_view import elsewhere
+from sweeps.resources import Resources
 
 LOOK_EVERY = 1.0
 "seconds between looks at what has been granted"

@@ -28,10 +28,11 @@ from sweeps.leaderboard import counted
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes, late_check
 from sweeps.queue_run import OnEvent
-from sweeps.ray_cluster import Resources, is_own_ray, start_ray
+from sweeps.ray_cluster import is_own_ray, start_ray
 from sweeps.ray_tune import NodeCheck, run_queue
 from sweeps.records import ClusterLost, TrialRecord
 from sweeps.report import write_report
+from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
 from sweeps.spec import SweepSpec
 from sweeps.stopping import BUDGET, GATE, Rule, rule_of

@@ -30,9 +30,10 @@ from sweeps.folders import artifact_store, is_sweep
 from sweeps.leaderboard import aligned, in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial, tracked_sweep

@@ -12,14 +12,16 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
-from sweeps.ray_cluster import ClusterView
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
 from sweeps.stopping import GO, Verdict
 from sweeps.waiting import Waits
+
+if TYPE_CHECKING:
+    from sweeps.cluster_view import ClusterView
 
 OnEvent = Callable[[str, str, dict[str, Any]], None]
 Demand = Callable[[int, Collection[str]], None]

@@ -38,7 +38,8 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
 
 from sweeps.node_health import UnfitNode
-from sweeps.ray_cluster import DRIVER_CPUS, DRIVERS_OF_A_NODE, free_reservations, workers_in
+from sweeps.reservations import free_reservations
+from sweeps.resources import Resources, workers_in
 from sweeps.warm_process import fresh_worker_state, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -72,11 +73,7 @@ def run_loop(
     argument: dict[str, Any],
     report: Report,
     *,
-    workers: int,
-    min_workers: int | None = None,
-    cpus_per_worker: float,
-    gpus_per_worker: float = 0,
-    further: Mapping[str, float] | None = None,
+    resources: Resources,
     nodes: Mapping[str, str] | None = None,
     check_node: Callable[[], Sequence[str]] = tuple,
     run_name: str,
@@ -92,21 +89,20 @@ def run_loop(
 
     With one worker the loop gets `argument` and `report` as they are. With more, every worker imports `loop`, gets a
     copy of `argument`, is seeded with `seed`, prints into `log`, and its `report` is Ray Train's: all ranks call it
-    with metrics already reduced over ranks, rank 0's reach `callbacks`. `further` are resources of a worker beside CPUs
-    and GPUs, `nodes` Ray's label selector of the nodes that may run one; each asks `check_node` for the faults of its
-    node. `storage` is a folder all nodes see. `stopped` is asked all the time; once true the group is torn down and
-    SystemExit(0) raised. A group waits for room as long as it is not stopped; `tell_room` is told whether the workers
-    have it, again until it returns true.
+    with metrics already reduced over ranks, rank 0's reach `callbacks`. `nodes` is Ray's label selector of the nodes
+    that may run a worker; each asks `check_node` for the faults of its node. `storage` is a folder all nodes see.
+    `stopped` is asked all the time; once true the group is torn down and SystemExit(0) raised. A group waits for room
+    as long as it is not stopped; `tell_room` is told whether the workers have it, again until it returns true.
 
-    With `min_workers` below `workers` the group is elastic: it has as many workers as there is room for, and starts
-    anew from the loop's checkpoint with more or fewer when nodes have come or gone.
+    With fewer workers at the least than at the most the group is elastic: it has as many as there is room for, and
+    starts anew from the loop's checkpoint with more or fewer when nodes have come or gone.
 
     Raises what the loop raised (of the lowest rank that failed by itself), UnfitNode when a worker's node has a fault,
     WorkerDied when a worker died more than `max_failures` times.
     """
     if not is_v2_enabled():
         raise RuntimeError("Ray Train V2 is switched off: unset RAY_TRAIN_V2_ENABLED")
-    if workers == 1:
+    if resources.workers == 1:
         trainer = TorchTrainer(
             lambda: loop(argument, report),
             scaling_config=ray.train.ScalingConfig(num_workers=0),
@@ -114,8 +110,7 @@ def run_loop(
         )
         trainer.fit()
         return
-    threads = max(1, int(cpus_per_worker))
-    is_fixed = min_workers in (None, workers)
+    is_fixed = resources.fewest == resources.workers
     trainer = _GroupTrainer(
         _work,
         stopped=stopped,
@@ -124,16 +119,16 @@ def run_loop(
             "loop": loop,
             "argument": argument,
             "seed": seed,
-            "threads": threads,
+            "threads": resources.threads,
             "log": log,
             "check_node": check_node,
         },
-        torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers if is_fixed else (min_workers, workers),
+            num_workers=resources.workers if is_fixed else (resources.fewest, resources.workers),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=gpus_per_worker > 0,
-            resources_per_worker=_bundle(cpus_per_worker, gpus_per_worker) | dict(further or {}),
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=resources.bundle_in_group,
             label_selector=dict(nodes) if nodes else None,
         ),
         run_config=ray.train.RunConfig(
@@ -156,13 +151,6 @@ def run_loop(
     except ray.train.ControllerError as error:
         print(error, file=sys.stderr)
         raise WorkerDied(f"the workers did not start: {str(error.controller_failure).strip()}") from None
-
-
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Resources of one worker; the slivers of drivers come off, so that a group fits where its workers just fit,
-    wherever the drivers are."""
-    bundle = {"CPU": max(round(cpus - DRIVERS_OF_A_NODE * DRIVER_CPUS, 4), DRIVER_CPUS)}
-    return bundle | {"GPU": gpus} if gpus else bundle
 
 
 def _work(given: dict[str, Any]) -> None:

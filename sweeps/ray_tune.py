@@ -36,25 +36,17 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
+from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, scales_itself, trials_at_once
 from sweeps.demand import PendingGroups
 from sweeps.environment import environment
 from sweeps.folders import LOGS
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import disk_error, is_of_the_node
 from sweeps.queue_run import ROOM, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
-from sweeps.ray_cluster import (
-    DRIVER_CPUS,
-    ClusterView,
-    Resources,
-    elsewhere,
-    free_reservations_of_the_dead,
-    is_own_ray,
-    node_of_actor,
-    own_node_watched,
-    scales_itself,
-    trials_at_once,
-)
+from sweeps.ray_cluster import is_own_ray, own_node_watched
 from sweeps.records import Stopped
+from sweeps.reservations import free_reservations_of_the_dead
+from sweeps.resources import DRIVER_CPUS, Resources
 from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
 from sweeps.stopping import Curve, Rule
 from sweeps.warm_process import fresh_process_state, output_to
@@ -522,11 +514,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             loop,
             argument,
             _report(stopped),
-            workers=resources.workers,
-            min_workers=resources.fewest,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            further=resources.further,
+            resources=resources,
             nodes=elsewhere(task["avoid"]),
             check_node=settings.check_node,
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from sweeps import demand
 from sweeps.demand import AGAIN_SECONDS, LOOK_EVERY, PendingGroups
-from sweeps.ray_cluster import Resources
+from sweeps.resources import Resources
 
 
 class Groups:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from sweeps import node_health, queue_run
+from sweeps.cluster_view import ClusterView, Node
 from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, StorageFull, UnfitNode, is_of_the_node
-from sweeps.ray_cluster import ClusterView, Node, Resources
 from sweeps.records import ClusterLost, Task
+from sweeps.resources import Resources
 from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.stopping import Rule
 

@@ -16,7 +16,9 @@ from clusters import SmallCluster
 from genrec.config import RunConfig
 from genrec.errors import InputError
 from sweeps.preflight import late_check
-from sweeps.ray_cluster import ClusterView, Resources, start_ray
+from sweeps.cluster_view import ClusterView
+from sweeps.ray_cluster import start_ray
+from sweeps.resources import Resources
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task
 

@@ -28,7 +28,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import FunctionTrainable
 
-from sweeps import ray_cluster, ray_token, ray_train, ray_tune, study_storage
+from sweeps import cluster_view, ray_cluster, ray_token, ray_train, ray_tune, reservations, study_storage
 from sweeps.database import Database
 
 
@@ -105,8 +105,8 @@ def test_the_settings_of_worker_groups_are_known_to_ray() -> None:
         (ray_cluster.create_gcs_channel, ["address"]),
         (ray_cluster.canonicalize_bootstrap_address_or_die, ["addr"]),
         (ray_cluster.get_node_to_connect_for_driver, ["gcs_client"]),
-        (ray_cluster.is_autoscaler_v2, ["fetch_from_server"]),
-        (ray_cluster._internal_kv_get, ["key"]),
+        (cluster_view.is_autoscaler_v2, ["fetch_from_server"]),
+        (cluster_view._internal_kv_get, ["key"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -123,9 +123,9 @@ def test_what_we_read_of_ray_is_there() -> None:
     assert hasattr(ray._private.worker, "_global_node")
     assert callable(ray._private.state.actors)
     assert hasattr(ray._private.state.GlobalState, "_connect_and_get_accessor")
-    fields = ray_cluster.gcs_pb2.PlacementGroupTableData.DESCRIPTOR.fields_by_name
+    fields = reservations.gcs_pb2.PlacementGroupTableData.DESCRIPTOR.fields_by_name
     assert {"placement_group_id", "creator_actor_dead", "creator_job_id", "creator_actor_id", "state"} <= set(fields)
-    assert isinstance(ray_cluster.gcs_pb2.PlacementGroupTableData.REMOVED, int)
+    assert isinstance(reservations.gcs_pb2.PlacementGroupTableData.REMOVED, int)
     assert "ray_version" in ray_cluster.gcs_service_pb2.CheckAliveReply.DESCRIPTOR.fields_by_name
     assert callable(ray_token.Config.initialize)
 

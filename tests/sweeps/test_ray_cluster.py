@@ -17,17 +17,12 @@ from typing import Any
 import pytest
 import ray
 
+from sweeps import cluster_view
 from sweeps import ray_cluster as ray_cluster_module
-from sweeps.ray_cluster import (
-    ClusterView,
-    Node,
-    Resources,
-    free_reservations_of_the_dead,
-    reserved_by_actors,
-    scales_itself,
-    start_ray,
-    trials_at_once,
-)
+from sweeps.cluster_view import ClusterView, Node, scales_itself, trials_at_once
+from sweeps.ray_cluster import start_ray
+from sweeps.reservations import free_reservations_of_the_dead, reserved_by_actors
+from sweeps.resources import Resources
 
 
 def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +104,8 @@ def test_an_autoscaler_is_recognised(
     monkeypatch: pytest.MonkeyPatch, newer: bool, labels: list[Any], status: dict[str, int] | None, scales: bool
 ) -> None:
     kept = json.dumps({"autoscaler_report": {"active_nodes": status}}).encode() if status else None
-    monkeypatch.setattr(ray_cluster_module, "is_autoscaler_v2", lambda: newer)
-    monkeypatch.setattr(ray_cluster_module, "_internal_kv_get", lambda key: kept)
+    monkeypatch.setattr(cluster_view, "is_autoscaler_v2", lambda: newer)
+    monkeypatch.setattr(cluster_view, "_internal_kv_get", lambda key: kept)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": found} for found in labels])
     assert scales_itself() is scales
 
@@ -118,8 +113,8 @@ def test_an_autoscaler_is_recognised(
 def test_a_node_that_answers_again_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now, answers, alive = [0.0], [False], [True]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(ray_cluster_module, "nodes", lambda: [Node("a", "a", "", 0, alive[0], {"CPU": 2.0})])
-    monkeypatch.setattr(ray_cluster_module, "_answers", lambda address, port, within=0.0: answers[0])
+    monkeypatch.setattr(cluster_view, "nodes", lambda: [Node("a", "a", "", 0, alive[0], {"CPU": 2.0})])
+    monkeypatch.setattr(cluster_view, "answers", lambda address, port, within=0.0: answers[0])
     view = ClusterView(Resources())
     assert view.slots() == 2
     assert view.is_lost("a")

@@ -16,11 +16,11 @@ import pytest
 import ray
 
 from sweeps import ray_train
-from sweeps.ray_cluster import DRIVER_CPUS, DRIVERS_OF_A_NODE, workers_in
 from sweeps.ray_train import ABORT_SECONDS, Loop, WorkerDied, run_loop
+from sweeps.resources import DRIVER_CPUS, DRIVERS_OF_A_NODE, Resources, workers_in
 
-ONE = {"workers": 1, "cpus_per_worker": 1, "run_name": "one"}
-TWO = {"workers": 2, "cpus_per_worker": 1, "run_name": "two"}
+ONE: dict[str, Any] = {"resources": Resources(), "run_name": "one"}
+TWO: dict[str, Any] = {"resources": Resources(workers=2), "run_name": "two"}
 
 
 def unused(metrics: Mapping[str, Any]) -> None:
@@ -173,9 +173,9 @@ def test_elastic_group_that_waits_for_room_listens_to_a_stop(nothing_left: Calla
             stopped_at.append(time.monotonic())
         return bool(stopped_at)
 
-    group = {"workers": 6, "min_workers": 5, "cpus_per_worker": 1, "run_name": "waits"}
+    five = Resources(workers=6, min_workers=5)
     with pytest.raises(SystemExit):
-        run_loop(loop, {}, unused, storage=str(tmp_path), stopped=stopped, **group)
+        run_loop(loop, {}, unused, resources=five, run_name="waits", storage=str(tmp_path), stopped=stopped)
     assert time.monotonic() - stopped_at[0] < ABORT_SECONDS, "it was killed without an answer"
     nothing_left()
 
@@ -294,7 +294,7 @@ def test_an_error_of_its_own_is_believed_when_all_ranks_answer(monkeypatch: pyte
 @pytest.mark.parametrize(("cpus", "node"), [(4, 4), (1, 16), (0.5, 1)])
 def test_drivers_take_no_worker_its_place(cpus: float, node: int) -> None:
     """All of the cluster's drivers on one node: as many workers fit as without them, and a GPU beside each."""
-    bundle = ray_train._bundle(cpus, 1)
+    bundle = Resources(workers=2, cpus_per_worker=cpus, gpus_per_worker=1).bundle_in_group
     left = {"CPU": node - DRIVERS_OF_A_NODE * DRIVER_CPUS, "GPU": node / cpus}
     assert workers_in(left, bundle) == node / cpus
 
