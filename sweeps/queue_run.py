@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
@@ -37,14 +38,6 @@ MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no ta
 
 def nothing_more(trials: int, avoided: Collection[str]) -> None:
     """The demand of a run to whose cluster no nodes come by themselves."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended `run_queue` before the queue was empty; `signum` says which."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
 
 
 class QueueRun:

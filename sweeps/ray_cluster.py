@@ -21,8 +21,9 @@ from ray._private.ray_logging import stdout_deduplicator
 from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_to_connect_for_driver
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from genrec.errors import InputError
+from genrec.errors import ExitCode, InputError
 from sweeps.cluster_view import PROBE_SECONDS, answers, nodes
+from sweeps.interruption import own_handlers_kept
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
 from sweeps.records import ClusterLost
 
@@ -33,7 +34,6 @@ RAYS_OWN_WORDS = "A worker died or was killed|has been marked dead|Raylet is ter
 OWN_NODE_ASKED_EVERY = 2.0  # seconds
 OWN_NODE_TRIES = 8  # in a row, without an answer, until it counts as lost
 LEAVE_SECONDS = 40.0  # for a driver without a node to end by itself
-EXIT_CLUSTER = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 
 
@@ -55,11 +55,12 @@ def start_ray(
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     stdout_deduplicator.skip_re = re.compile(RAYS_OWN_WORDS)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        _start_local(num_cpus, num_gpus, dashboard)
-    else:
-        _join(address)
     try:
+        with own_handlers_kept():
+            if address == "local":
+                _start_local(num_cpus, num_gpus, dashboard)
+            else:
+                _join(address)
         yield
     finally:
         ray.shutdown()
@@ -175,7 +176,7 @@ def own_node_watched(on_loss: Callable[[ClusterLost], None]) -> Iterator[None]:
                 if not over.wait(LEAVE_SECONDS):
                     print(f"error: {error}; nothing recorded is lost, the sweep can be resumed", file=sys.stderr)
                     sys.stderr.flush()
-                    os._exit(EXIT_CLUSTER)
+                    os._exit(ExitCode.ENVIRONMENT)
                 return
 
     threading.Thread(target=watch, name="own node", daemon=True).start()
