@@ -62,3 +62,10 @@ def test_a_dead_ray_address_is_named_within_seconds(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 4
     assert "127.0.0.1:9" in result.output
+
+
+@pytest.mark.parametrize("verb", ["run", "resume", "reevaluate"])
+def test_a_wait_that_is_no_time_is_refused_with_what_it_may_be(verb: str) -> None:
+    result = CliRunner().invoke(main, [verb, "x", "--wait-for-nodes", "ten"])
+    assert result.exit_code == 2
+    assert "'--wait-for-nodes': expected a duration such as 45s" in result.stderr
