@@ -150,7 +150,7 @@ def run_loop(
         raise _cause(error) from None
     except ray.train.ControllerError as error:
         print(error, file=sys.stderr)
-        raise WorkerDied(f"the workers did not start: {str(error.controller_failure).strip()}") from None
+        raise WorkerDied(f"the worker group broke down: {str(error.controller_failure).strip()}") from None
 
 
 def _work(given: dict[str, Any]) -> None:
