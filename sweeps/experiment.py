@@ -29,9 +29,10 @@ from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_nam
 from sweeps.folders import artifact_store, is_sweep, storage_of, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial, tracked_sweep
@@ -221,7 +222,9 @@ class Trainings:
             self.failures.append(f"{task_id}: {result.get('reason') or status}")
 
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
-        if event == "finished":
+        if event == "delayed":
+            self._say(f"{time.strftime('%H:%M:%S')} {data['reason']}")
+        elif event == "finished":
             reused = " (was trained before)" if "tiger" in (data.get("reused") or []) else ""
             self._say(f"{time.strftime('%H:%M:%S')} {task_id} {data['status']}{reused}")
 

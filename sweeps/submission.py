@@ -31,8 +31,8 @@ import sweeps
 from genrec.config import recipe_files
 from genrec.errors import ExitCode, InputError
 from genrec.object_store import checked_url, is_url
+from sweeps.cluster_view import PROBE_SECONDS
 from sweeps.environment import environment
-from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
 

@@ -125,3 +125,10 @@ def test_the_exit_code_is_that_of_the_kind_of_error(
     assert result.exit_code == code
     if code not in (2, 3) and not isinstance(error, LedgerError):
         assert "continue with: sweeps status x --storage 'a b'" in result.output
+
+
+@pytest.mark.parametrize("verb", ["run", "resume", "reevaluate"])
+def test_a_wait_that_is_no_time_is_refused_with_what_it_may_be(verb: str) -> None:
+    result = CliRunner().invoke(main, [verb, "x", "--wait-for-nodes", "ten"])
+    assert result.exit_code == 2
+    assert "'--wait-for-nodes': expected a duration such as 45s" in result.stderr
