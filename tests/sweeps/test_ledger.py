@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import random
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -630,6 +632,28 @@ def test_every_sampler_fills_a_space_of_grid_pairs_conditions_and_ranges(tmp_pat
             assert config.train.learning_rate == record.params["train.learning_rate"]
         assert {record.params["tokenizer.kind"] for record in records} == {"rqvae", "rkmeans"}
         assert len({record.params["train.learning_rate"] for record in records}) > 3  # nsga2 inherits values
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "cma-es"])
+def test_ranges_under_different_conditions_are_independent_of_each_other(tmp_path: Path, sampler: str):
+    text = """
+space:
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  tokenizer.kind: {type: grid, values: [rqvae]}
+  train.optimizer: {type: grid, values: [muon]}
+  tokenizer.rqvae.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true, when: {tokenizer.kind: rqvae}}
+  train.weight_decay: {type: float, low: 1e-4, high: 1e-2, log: true, when: {train.optimizer: muon}}
+"""
+    spec = spec_of(tmp_path, text, budget__trials=40, sampler__type=sampler)  # nothing ends, so nothing is learnt
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        configs = [ledger.next().payload["config"] for _ in range(40)]
+    columns = [
+        [math.log(config["train"]["learning_rate"]) for config in configs],
+        [math.log(config["tokenizer"]["rqvae"]["learning_rate"]) for config in configs],
+        [math.log(config["train"]["weight_decay"]) for config in configs],
+    ]
+    for one, other in itertools.combinations(columns, 2):
+        assert abs(statistics.correlation(one, other)) < 0.5  # four standard errors
 
 
 @pytest.mark.parametrize("sampler", ["tpe", _GP, "nsga2", "cma-es"])
