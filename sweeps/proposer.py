@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.model_key import model_key
 from sweeps.reuse import Earlier, EarlierResults
 from sweeps.sampling import Sampling, derived_seed, recorded_value
 from sweeps.space import Point
@@ -59,6 +60,8 @@ class Progress:
         "trials of every grid point: how far the list of the points beside it is used up"
         self.numbers: dict[str, int] = {}
         "the first trial of every config, by its hash"
+        self.models: dict[str, int] = {}
+        "the first trial of every model, by its key"
         self.waiting: dict[int, int] = {}
         "duplicates that were waiting when they came, and what they are of"
         self.grid_index: int | None = 0
@@ -87,6 +90,8 @@ class Progress:
                 self.example = attrs["reason"]
             return
         self.numbers.setdefault(attrs["config_hash"], trial.number)
+        if "model" in attrs:
+            self.models.setdefault(attrs["model"], trial.number)
         if "duplicate_of" in attrs:
             self.duplicates += 1
             if trial.state == TrialState.WAITING:
@@ -201,11 +206,19 @@ class Proposer:
         attrs["config_hash"] = config.hash
         if "seed" in self.space.paths:
             attrs["seed"] = config.seed
-        if (first := self.progress.numbers.get(config.hash)) is not None:
+        if (model := model_key(config)) is not None:
+            attrs["model"] = model
+        if (first := self._first_with(config.hash, model)) is not None:
             return self._create_duplicate(history[first], attrs, fields)
         if self._earlier is not None and (earlier := self._earlier.of(config)) is not None:
             return self._take_over(earlier, attrs, system_attrs=notes, **fields)
         return self._record.create(TrialState.RUNNING, attrs, system_attrs=notes, **fields)
+
+    def _first_with(self, config_hash: str, model: str | None) -> int | None:
+        """The first trial with the config, or with one that trains the same model: they differ in settings that no
+        stage reads, such as the RQ-VAE's where the tokenizer is another."""
+        first = self.progress.numbers.get(config_hash)
+        return first if first is not None or model is None else self.progress.models.get(model)
 
     def _sampled(self, grid_index: int, history: Sequence[FrozenTrial]) -> tuple[Point, dict[str, Any]]:
         """Values of the sampled parameters beside a grid point, and what to note with them."""

@@ -508,6 +508,27 @@ def test_a_duplicate_waits_for_a_first_that_is_running_across_a_kill(tmp_path: P
         assert all((r.status, r.reason) == ("failed", "boom") for r in copies)
 
 
+def test_points_that_train_the_same_model_are_trained_once(tmp_path: Path):
+    text = """
+space:
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.epochs: {type: grid, values: [10, 20]}
+  train.augmentation: {type: grid, values: [false, true]}
+  train.crop_probability: {type: grid, values: [0.2, 0.4]}
+"""
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, text, budget__trials=30, sampler__type="random")) as ledger:
+        assert len(drive(ledger)) == 3 * 3  # tokenizers: rkmeans, two of rqvae; augmentation: none, two croppings
+        assert len(ledger.trials()) == 16
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert ledger.next() is None
+
+
+def test_without_its_files_a_model_is_known_by_its_config(tmp_path: Path):
+    settings = {"embeddings.encoder": "npy", "embeddings.path": str(tmp_path / "missing.npy")}
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, CHOICES, budget__trials=9, set=settings)) as ledger:
+        assert len(drive(ledger)) == 4
+
+
 def test_a_swept_seed_is_the_seed_of_the_trial(tmp_path: Path):
     text = "space: {seed: {type: grid, values: [7, 3]}}\n"
     with Ledger.create(tmp_path / "x", spec_of(tmp_path, text)) as ledger:
