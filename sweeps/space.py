@@ -8,7 +8,6 @@ settings are computed last and constraints asked of the result. No Ray, torch or
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from sweeps.parameters import Choice, Float, Grid, Int, Parameter, When, paths_o
 MAX_POINTS = 100_000
 "that are ever listed: grid points, and the points of a finite space for sampling without replacement"
 Point = dict[str, Any]
+_OTHER = object()
+"stands for a value that no condition names"
 
 
 class PointError(ValueError):
@@ -71,6 +72,10 @@ class Space:
         """How many different points the space has; None: endlessly many, or more than `MAX_POINTS`."""
         return self._count(list(self.parameters), {})
 
+    def num_grid_points(self) -> int | None:
+        """How many different points the grid has; 1 without grid parameters, None: more than `MAX_POINTS`."""
+        return self._count(list(self.grid), {})
+
     def sampled_points(self, grid_point: Mapping[str, Any]) -> list[Point] | None:
         """All values of the sampled parameters beside a grid point, None when they can't be listed."""
         names = list(self.sampled)
@@ -87,13 +92,25 @@ class Space:
         return list(groups.values())
 
     def _count(self, names: Sequence[str], given: Mapping[str, Any]) -> int | None:
-        counts = [self.parameters[name].count for name in names]
-        if None in counts:
+        """Without listing anything: it may be far too many."""
+        if any(self.parameters[name].count is None for name in names):
             return None
-        if math.prod(count or 0 for count in counts) > MAX_POINTS and not any(self.parameters[n].when for n in names):
-            return None
-        counted = sum(1 for _ in itertools.islice(self._points(names, given), MAX_POINTS + 1))
-        return counted if counted <= MAX_POINTS else None
+        count = self._product(names, given)
+        return count if count <= MAX_POINTS else None
+
+    def _product(self, names: Sequence[str], given: Mapping[str, Any]) -> int:
+        """Number of the points of finite parameters. Values that no condition below names have equally many below."""
+        if not names:
+            return 1
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, given):
+            return self._product(rest, given)
+        named: list[Any] = []
+        for below in rest:
+            named += [value for value in self.parameters[below].when.get(name, ()) if value not in named]
+        count = sum(self._product(rest, {**given, name: value}) for value in named)
+        others = (self.parameters[name].count or 0) - len(named)
+        return count + (others * self._product(rest, {**given, name: _OTHER}) if others else 0)
 
     def _points(self, names: Sequence[str], given: Mapping[str, Any]) -> Iterator[Point]:
         """Values of `names` beside those of `given`, the first name slowest."""

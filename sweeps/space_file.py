@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def parse_space(
 
 
 def _check_size(space: Space, document: YamlDocument | None, faults: list[str]) -> None:
-    if Space(dict(space.grid)).num_points() is None:
+    if space.num_grid_points() is None:
         points = math.prod(grid.count for grid in space.grid.values())
         where = document.where("space") if document else ""
         faults.append(fault(where, "space", f"{points} grid points", f"at most {MAX_POINTS} points"))
@@ -215,12 +216,15 @@ class _Entry:
         if isinstance(parent, Float):
             self._fault(key, None, "a condition needs a parameter with listed values, got a float range")
             return None
-        possible = parent.all_values()
-        values = [wanted] if wanted in possible or not isinstance(wanted, list) else wanted
+        values = [wanted] if parent.has(wanted) or not isinstance(wanted, list) else wanted
         for value in values:
-            if value not in possible:
-                hint = nearest(value, [v for v in possible if isinstance(v, str)]) if isinstance(value, str) else ""
-                self._fault(key, show(value), f"expected one of {show(possible)}{hint}")
+            if parent.has(value):
+                continue
+            if isinstance(parent, Int):
+                self._fault(key, show(value), f"expected {parent}")
+                continue
+            hint = nearest(value, [v for v in parent.values if isinstance(v, str)]) if isinstance(value, str) else ""
+            self._fault(key, show(value), f"expected one of {show(list(parent.values))}{hint}")
         return tuple(values) or None
 
     # -- values -------------------------------------------------------------------------------------------------------
@@ -302,8 +306,8 @@ class _Entry:
             return None
 
     def _no_repeats(self, name: str, values: Sequence[Any]) -> None:
-        texts = [json.dumps(value) for value in values]
-        for text in sorted({text for text in texts if texts.count(text) > 1}):
+        texts = Counter(json.dumps(value) for value in values)
+        for text in sorted(text for text, count in texts.items() if count > 1):
             self._fault(name, text, "a value stands twice", "leave one out")
 
     # -- ranges -------------------------------------------------------------------------------------------------------

@@ -122,6 +122,15 @@ class BudgetSpec(Section):
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
     "a value of the metric that is good enough"
 
+    @property
+    def how_many(self) -> str:
+        """How many trials there will be, in words: a number, or what must be spent first."""
+        if self.trials is not None:
+            return str(self.trials)
+        limits = {"time": self.time, "CPU-hours": self.cpu_hours, "GPU-hours": self.gpu_hours, "money": self.cost}
+        names = [name for name, limit in limits.items() if limit is not None]
+        return f"until the {' or '.join(names)} {'are' if names[-1].endswith('s') else 'is'} spent"
+
 
 class WorkerRange(Section):
     """Workers of an elastic trial: as many as the cluster has room for, between these."""
@@ -526,7 +535,7 @@ class _Checker:
             return
         if space.pure_grid:
             # Infeasible points are not counted, so the sweep ends with the grid.
-            self.data["budget"] = {**budget, "trials": len(space.grid_points())}
+            self.data["budget"] = {**budget, "trials": space.num_grid_points()}
         elif all(budget.get(name) is None for name in ("time", "cpu_hours", "gpu_hours", "cost")):
             rule = "a space with sampled settings needs a number of trials, a time, hours or a cost"
             self._fault(("budget",), "no limit", rule, "budget: {trials: 20}")
