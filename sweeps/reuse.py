@@ -2,8 +2,8 @@
 
 Equal means: the same model, by the key of its stage (`sweeps.model_key`) up to `seed`, unless the sweep varies it; the
 same metric and direction; the earlier trial ran to its end; and the code and files that it was trained with are still
-those of today. A trial's own seed comes from its number, so that it would hardly ever be equal; what is taken over keeps
-the seed that it was trained with.
+those of today. A trial's own seed comes from its number, so that it would hardly ever be equal; what is taken over
+keeps the seed that it was trained with.
 """
 
 from __future__ import annotations
