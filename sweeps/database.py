@@ -334,8 +334,10 @@ def _usable(written: str, folder: Path) -> URL:
     except ArgumentError:  # whose message would show it
         raise InputError(f"ledger: {written} is no URL of a database") from None
     if url.get_backend_name() not in SCHEMES:
-        kind, names = url.get_backend_name(), ", ".join(SCHEMES)
-        raise InputError(f"ledger: {written}: is a database of the kind {kind}; expected one of {names}")
+        raise InputError(
+            f"ledger: {written}: is a database of the kind {url.get_backend_name()}; "
+            f"expected one of {', '.join(SCHEMES)}"
+        )
     if url.get_backend_name() == "sqlite" and not has_file(url.database):
         raise InputError(f"ledger: {written}: a ledger in memory is lost with its process; fix: sqlite:///FILE.db")
     url = url.set(drivername=driver_of(url.drivername, lambda name: importlib.util.find_spec(name) is not None))

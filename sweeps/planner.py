@@ -449,7 +449,7 @@ def _finalists_time(
     """The best trials (of middling cost, for all we know) and the base, with every seed; both splits are read."""
     finalists = spec.finalists
     by_cost = sorted(configs, key=lambda config: works[config.hash].epoch_seconds(speed))
-    middle = spec.finalist_config(by_cost[len(by_cost) // 2])
+    middle = spec.finalist_of(by_cost[len(by_cost) // 2])
     contenders = [middle] * finalists.top_k + [spec.finalist_config(spec.base_config())]
     known = {works[planned.hash].tokenizer_key for planned in configs}
     runs = []

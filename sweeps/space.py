@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Annotated, Any
@@ -165,12 +165,25 @@ class Space:
         for name, value in point.items():
             settings |= settings_of(name, self.parameters[name], value)
         values = with_values(base, settings)
+        return self._derived(values, self.derived)
+
+    def derived_again(self, values: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+        """`values` after the settings `changed` were given others: what is derived from them follows. Raises
+        `PointError`."""
+        stale: dict[str, Expression] = {}
         for path, formula in self.derived.items():
+            if not formula.paths.isdisjoint({*changed, *stale}):
+                stale[path] = formula
+        return self._derived(values, stale)
+
+    def _derived(self, values: Mapping[str, Any], formulas: Mapping[str, Expression]) -> dict[str, Any]:
+        result = dict(values)
+        for path, formula in formulas.items():
             try:
-                values = with_values(values, {path: derived_value(path, formula.value(values))})
+                result = with_values(result, {path: derived_value(path, formula.value(result))})
             except (Unusable, ValueError) as error:
                 raise PointError(f"derive.{path}: {formula.text!r}: {error}") from None
-        return values
+        return result
 
     def build(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> RunConfig:
         """The config at `point`. Raises `ConfigError`; constraints are not asked."""
@@ -241,6 +254,16 @@ class Space:
             if path in paths_of(name, parameter):
                 found += [settings_of(name, parameter, value)[path] for value in parameter.probes]
         return found or [value_at(base, path)]
+
+    def samples(self, base: Mapping[str, Any], tries: int = 200) -> Iterator[tuple[Point, RunConfig]]:
+        """Feasible points that stand for the space, with their configs: `trial_points`, and where these are random the
+        corners as well."""
+        points = self.trial_points(tries)
+        if self.num_points() != len(points):
+            points += itertools.islice(self._corners(list(self.parameters), {}), tries)
+        for point in points:
+            if self.infeasible_reason(base, point) is None:
+                yield point, self.build(base, point)
 
     def infeasible_share(self, base: Mapping[str, Any], tries: int = 200) -> tuple[float, str | None]:
         """Share of infeasible points among `trial_points`, and the reason of the first."""

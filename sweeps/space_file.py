@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genrec.config import ConfigError, config_keys, nearest
+from genrec.config import ConfigError, config_keys, nearest, nearest_setting
 from genrec.masking import without_login
 from genrec.strict_yaml import YamlDocument
 from sweeps.constraints import Constraint, ConstraintError, Expression, parse_constraint, parse_formula
@@ -103,7 +103,7 @@ def _parse_derived(
         where = document.where("derive", path) if document else ""
         key = f"derive.{path}"
         if path not in config_keys():
-            faults.append(fault(where, key, None, f"unknown setting{nearest(path, config_keys())}"))
+            faults.append(fault(where, key, None, f"unknown setting{nearest_setting(path)}"))
         elif path in owners:
             faults.append(fault(where, key, None, f"is set by space.{owners[path]} already", "leave one out"))
         elif not isinstance(text, str):
@@ -167,7 +167,7 @@ class _Entry:
     def _parse(self) -> Parameter | None:
         paired = isinstance(self.text, Mapping) and "zip" in self.text
         if not paired and self.name not in config_keys():
-            self._fault(None, None, f"unknown setting{nearest(self.name, config_keys())}")
+            self._fault(None, None, f"unknown setting{nearest_setting(self.name)}")
             return None
         if not isinstance(self.text, Mapping):
             values = self.text if isinstance(self.text, list) else [self.text]
@@ -272,7 +272,7 @@ class _Entry:
     def _column(self, path: str, values: Any) -> list[Any] | None:
         key = f"zip/{path}"
         if path not in config_keys():
-            self._fault(key, None, f"unknown setting{nearest(path, config_keys())}")
+            self._fault(key, None, f"unknown setting{nearest_setting(path)}")
             return None
         listed = self._list(key, values)
         return None if listed is None else [self._fitted(key, path, value) for value in listed]
