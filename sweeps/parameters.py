@@ -55,6 +55,10 @@ class Float:
     def all_values(self) -> Iterator[float]:
         return (self._value(index) for index in range(self.count or 0))
 
+    def nearest(self, value: float) -> float:
+        """The value of the range that a sampler means, which computes steps in binary."""
+        return value if self.step is None else self._value(round((value - self.low) / self.step))
+
     def _value(self, index: int) -> float:
         """In decimal, so that the third step of 0.1 is 0.3."""
         return float(Decimal(str(self.low)) + index * Decimal(str(self.step or 0)))

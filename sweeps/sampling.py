@@ -185,6 +185,8 @@ class Sampling:
 
     def _real_value(self, key: str, recorded: Any) -> Any:
         parameter = self.space.parameters[key]
-        if isinstance(parameter, (Float, Int)):
+        if isinstance(parameter, Float):
+            return parameter.nearest(recorded)
+        if isinstance(parameter, Int):
             return recorded
         return next(value for value in parameter.values if recorded_value(value) == recorded)

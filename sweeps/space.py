@@ -8,6 +8,7 @@ settings are computed last and constraints asked of the result. No Ray, torch or
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,12 @@ class Space:
         return all(above in point and point[above] in values for above, values in self.parameters[name].when.items())
 
     # -- points -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def is_listable(self) -> bool:
+        """Whether the points beside every grid point can be listed, so that a search through them comes to an end."""
+        counts = [parameter.count for parameter in self.sampled.values()]
+        return None not in counts and math.prod(count or 0 for count in counts) <= MAX_POINTS
 
     def grid_points(self) -> list[Point]:
         """All points of the grid parameters, the first one slowest; one empty point without grid parameters."""

@@ -30,6 +30,7 @@ from made_up_trials import (
 
 from sweeps.journal import JOURNAL
 from sweeps.ledger import FinalistQueue, Ledger, LedgerError
+from sweeps.proposer import RANDOM_AFTER
 from sweeps.sampling import derived_seed, distributions
 from sweeps.spec import SweepSpec
 
@@ -101,7 +102,7 @@ def test_optunas_own_tools_read_and_draw_the_journal(tmp_path: Path):
     assert states == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"]
     for trial in study.trials[:3]:
         assert trial.intermediate_values.keys() == {1, 2}
-        assert trial.user_attrs["result"] == {"duration": 1.5, "node": "n1"}
+        assert trial.user_attrs["result"] | {"artifacts": {}} == {"duration": 1.5, "node": "n1", "artifacts": {}}
     for trial in study.trials:
         assert trial.user_attrs.keys() >= {"id", "seed", "config_hash", "code", "grid_index", "values"}
         assert trial.datetime_start <= trial.datetime_complete
@@ -491,6 +492,41 @@ def test_a_finite_space_ends_when_every_point_was_tried_once(tmp_path: Path, sam
                 first = originals[record.duplicate_of]
                 assert (record.status, record.value) == (first.status, first.value)
         assert len(ledger.leaderboard()) == 4
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_that_repeats_itself_still_gets_to_every_feasible_point(tmp_path: Path, sampler: str):
+    text = """
+space:
+  train.optimizer: {type: grid, values: [adamw, muon]}
+  train.batch_size: {type: int, low: 16, high: 64, step: 16}
+  tiger.dropout: {type: float, low: 0.0, high: 0.3, step: 0.1}
+  train.schedule: {type: choice, values: [constant, cosine]}
+constraints: [train.batch_size > 16 or train.schedule == 'cosine']
+"""
+    spec = spec_of(tmp_path, text, budget__trials=80, sampler__type=sampler)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        handed_out = drive(ledger)
+        records = ledger.trials()
+        assert ledger.stop_reason == "space exhausted"
+    assert len(handed_out) == 2 * 4 * 4 * 2 - 2 * 4
+    points = [tuple(r.params.values()) for r in records if r.status == "completed" and r.duplicate_of is None]
+    assert len(set(points)) == len(points) == len(handed_out)
+    assert {r.params["tiger.dropout"] for r in records} == {0.0, 0.1, 0.2, 0.3}
+    assert len([r for r in records if r.duplicate_of is not None]) < len(handed_out) + 3 * RANDOM_AFTER
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert ledger.next() is None
+
+
+def test_a_space_of_many_equal_points_is_gone_through_to_its_end(tmp_path: Path):
+    text = """
+space:
+  tokenizer.kind: {type: grid, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.epochs: {type: grid, values: [VALUES]}
+""".replace("VALUES", ", ".join(str(epochs) for epochs in range(1, 71)))
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, text)) as ledger:
+        assert len(drive(ledger)) == 1 + 70
+        assert ledger.stop_reason == "grid done"
 
 
 def test_a_duplicate_waits_for_a_first_that_is_running_across_a_kill(tmp_path: Path):
