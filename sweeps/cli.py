@@ -109,11 +109,11 @@ def validate(file: str, assignments: tuple[str, ...], storage: str | None, addre
         click.echo(f"  {path} = {formula}")
     space = spec.search_space
     if space.grid:
-        click.echo(f"  grid points: {len(space.grid_points())}")
+        click.echo(f"  grid points: {space.num_grid_points()}")
     share, example = space.infeasible_share(spec.base_values)
     click.echo(f"  infeasible: {share:.0%}" + (f"; the first: {example}" if example else ""))
     objectives = ", ".join(f"{mode} {name}" for name, mode in spec.objectives.items())
-    click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {objectives}")
+    click.echo(f"  trials: {spec.budget.how_many}, metric: {objectives}")
     _say_what_is_missing_here(spec, address)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, validate_config
+from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import run_pipeline
 from sweeps.ray_train import _ElasticPolicy
 from sweeps.spec import load_spec
@@ -106,8 +106,8 @@ finally:
 
 def config_of() -> RunConfig:
     """Without dropout, whose masks differ with the number of workers."""
-    base = load_spec(Path(__file__).with_name("tiny.yaml"), config_overrides=SETTINGS).base_config()
-    return validate_config(base.to_dict())
+    base = load_spec(Path(__file__).with_name("tiny.yaml")).base_config()
+    return validate_config(with_values(base.to_dict(), SETTINGS))
 
 
 @pytest.mark.slow
