@@ -148,8 +148,8 @@ def run(
 
     Args:
         overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
-        storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
-            name. By default what the file says.
+        storage: folder of all sweeps, or URL of an object store (s3:// or gs://BUCKET/PREFIX); this one gets a folder
+            by its name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
         resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
         quiet: show nothing while it runs.
