@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig
 from genrec.errors import InputError
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage
 from sweeps.folders import DEFAULT as STORAGE
 from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
 from sweeps.reuse import check_names
@@ -285,8 +285,6 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
-    if is_url(storage):
-        raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
@@ -301,7 +299,7 @@ def compare(
         metric=metric,
         split=split,
         resources=resources,
-        storage=Path(storage),
+        storage=checked_storage(storage),
         address=address,
         say=lambda line: console.print(Text(line), soft_wrap=True),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -13,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from in_process import work
 
 from genrec import lease, object_backend
 from genrec.config import RunConfig
 from genrec.errors import InputError
 from genrec.object_store import ObjectStore, StorageError
-from sweeps import driver_lock, mirror, preflight
+from sweeps import api, driver_lock, experiment, mirror, preflight
 from sweeps.cli import main
 from sweeps.folders import artifact_store, folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
 from sweeps.journal import JOURNAL
@@ -394,7 +398,27 @@ def test_worker_groups_of_a_cluster_need_a_folder():
         _refuse_groups(spec, "s3://bucket/runs")
 
 
-def test_comparisons_in_an_object_store_are_refused(s3: str):
-    result = CliRunner().invoke(main, ["compare", "seed", "quickstart", "--storage", s3])
-    assert result.exit_code == 2
-    assert "comparisons need a folder" in result.output
+def test_a_comparison_in_an_object_store_is_kept_there_and_made_once(
+    s3: str, spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, rate in (("slow", 1e-3), ("fast", 1e-2)):
+        values = spec.base_config().to_dict()
+        values["train"] |= {"learning_rate": rate, "epochs": 1}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+    def run_here(tasks: Any, function: Any, *, storage: str, **_: Any) -> None:
+        assert storage == f"{s3}/.comparisons"
+        work(tasks, artifact_store(s3))
+
+    monkeypatch.setattr(experiment, "start_ray", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(experiment, "run_queue", run_here)
+    sides = (str(tmp_path / "slow.yaml"), str(tmp_path / "fast.yaml"), 1)
+    found = api.compare(*sides, storage=s3, quiet=True)
+    name = f".comparisons/{found.folder.name}"
+    kept = ObjectStore(s3).read(f"{name}/comparison.json")
+    assert kept is not None
+    assert json.loads(kept.data)["rows"][0]["name"] == "slow"
+    other_machine("b", monkeypatch)
+    made = ObjectStore(f"{s3}/.artifacts").tags()
+    assert api.compare(*sides, storage=s3, quiet=True).verdict == found.verdict
+    assert ObjectStore(f"{s3}/.artifacts").tags() == made
