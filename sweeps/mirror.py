@@ -24,8 +24,9 @@ from genrec.object_store import ObjectStore, StorageError
 from genrec.outage import Outage
 from genrec.remote_artifacts import ObjectNote
 from sweeps.driver_lock import DRIVER, LOCK, DriverLock
+from sweeps.errors import LedgerError
 from sweeps.folders import LOGS, TRACKING, is_copy, url_of, working_folder
-from sweeps.journal import JOURNAL, LedgerError
+from sweeps.journal import JOURNAL
 
 PUSH_SECONDS = 5.0
 "between two looks at what has changed: what a machine that is lost can take with it of the record"
@@ -97,6 +98,15 @@ class Mirror:
         seen = self._signature(name)
         if index.get(name, {}).get("seen") != seen:
             index[name] = {"tag": self.objects.upload(self.folder / name, name), "seen": seen}
+
+    def delete(self, name: str) -> None:
+        """Delete a file here and in the store."""
+        with self._turn:
+            index = self._index()
+            (self.folder / name).unlink(missing_ok=True)
+            self.objects.delete([name])
+            index.pop(name, None)
+            write_json(self.folder / INDEX, index)
 
     def _delete_vanished(self, names: list[str], index: dict[str, Any]) -> None:
         vanished = sorted(set(index) - set(names) - {JOURNAL})
@@ -181,6 +191,9 @@ class MirrorLock(DriverLock):
         super().check()
         if self._fault is not None:
             raise self._fault
+
+    def delete(self, name: str) -> None:
+        self._mirror.delete(name)
 
     def release(self) -> None:
         """Copies what has changed since the last time. Raises `StorageError` if that cannot be done."""

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from in_process import work
 
 from genrec import lease, object_backend
 from genrec.config import RunConfig
@@ -398,27 +397,37 @@ def test_worker_groups_of_a_cluster_need_a_folder():
         _refuse_groups(spec, "s3://bucket/runs")
 
 
-def test_a_comparison_in_an_object_store_is_kept_there_and_made_once(
+def test_a_comparison_in_an_object_store_is_kept_there_with_its_logs(
     s3: str, spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, rate in (("slow", 1e-3), ("fast", 1e-2)):
         values = spec.base_config().to_dict()
-        values["train"] |= {"learning_rate": rate, "epochs": 1}
+        values["train"] |= {"learning_rate": rate}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
-    def run_here(tasks: Any, function: Any, *, storage: str, **_: Any) -> None:
-        assert storage == f"{s3}/.comparisons"
-        work(tasks, artifact_store(s3))
+    class MadeUp:
+        def to_dict(self) -> dict[str, str]:
+            return {"verdict": "equal"}
+
+    def train(tasks: Any, function: Any, *, storage: str, folder: Path, **_: Any) -> None:
+        task = tasks.next()
+        assert function.keywords["store"] == f"{s3}/.artifacts"
+        with mirror.trial_files(storage, folder.name, task.id):
+            log = mirror.folder_here(storage, folder.name) / "logs" / f"{task.id}.log"
+            log.parent.mkdir(parents=True)
+            log.write_text("trained")
 
     monkeypatch.setattr(experiment, "start_ray", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(experiment, "run_queue", run_here)
-    sides = (str(tmp_path / "slow.yaml"), str(tmp_path / "fast.yaml"), 1)
-    found = api.compare(*sides, storage=s3, quiet=True)
-    name = f".comparisons/{found.folder.name}"
-    kept = ObjectStore(s3).read(f"{name}/comparison.json")
+    monkeypatch.setattr(experiment, "run_queue", train)
+    monkeypatch.setattr(experiment, "finish", lambda *_: MadeUp())
+    api.compare(str(tmp_path / "slow.yaml"), str(tmp_path / "fast.yaml"), 1, storage=s3, quiet=True)
+    objects = ObjectStore(f"{s3}/.comparisons")
+    [name] = objects.folders()
+    kept, log = (
+        objects.read(f"{name}/comparison.json"),
+        objects.read(f"{name}/logs/slow-s{spec.base_config().seed}.log"),
+    )
     assert kept is not None
-    assert json.loads(kept.data)["rows"][0]["name"] == "slow"
-    other_machine("b", monkeypatch)
-    made = ObjectStore(f"{s3}/.artifacts").tags()
-    assert api.compare(*sides, storage=s3, quiet=True).verdict == found.verdict
-    assert ObjectStore(f"{s3}/.artifacts").tags() == made
+    assert json.loads(kept.data) == {"verdict": "equal"}
+    assert log is not None
+    assert not has_sweep(".comparisons", s3)
