@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig, with_values
 from genrec.errors import InputError
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage
 from sweeps.folders import DEFAULT as STORAGE
 from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, sweeps_command, working_folder
 from sweeps.interruption import interruptible
@@ -151,8 +151,8 @@ def run(
 
     Args:
         overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
-        storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
-            name. By default what the file says.
+        storage: folder of all sweeps, or URL of an object store (s3:// or gs://BUCKET/PREFIX); this one gets a folder
+            by its name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
         or_resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
         wait_seconds: for a node, when the cluster has no room for a single trial, at the start and later; by default
@@ -326,8 +326,6 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
-    if is_url(storage):
-        raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
@@ -343,7 +341,7 @@ def compare(
             metric=metric,
             split=split,
             resources=resources,
-            storage=Path(storage),
+            storage=checked_storage(storage),
             address=address,
             say=lambda line: console.print(Text(line), soft_wrap=True),
         )

@@ -18,7 +18,7 @@ import click
 
 from genrec.config import parse_overrides
 from genrec.errors import ExitCode, InputError
-from genrec.object_store import checked_url, is_url
+from genrec.object_store import checked_storage, is_url
 from genrec.terminal import Commands, fail, printable
 from sweeps import api
 from sweeps.errors import LedgerError, SweepFailed
@@ -46,7 +46,8 @@ class Storage(click.Path):
     """A folder, or the URL of an object store."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        return checked_url(value) if is_url(value) else super().convert(value, parameter, context)
+        value = checked_storage(value)
+        return value if is_url(value) else super().convert(value, parameter, context)
 
 
 storage_option = click.option(
@@ -54,12 +55,12 @@ storage_option = click.option(
     default=DEFAULT,
     show_default=True,
     type=Storage(file_okay=False),
-    help="Folder of all sweeps, or s3://BUCKET/PREFIX.",
+    help="Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX.",
 )
 storage_of_file_option = click.option(
     "--storage",
     type=Storage(file_okay=False),
-    help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
+    help=f"Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
@@ -486,7 +487,8 @@ def dashboard(name: str, storage: str, port: int) -> None:
 )
 @click.option(
     "--storage",
-    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3://BUCKET/PREFIX; default: in FILE.",
+    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3:// or gs://BUCKET/PREFIX; "
+    "default: in FILE.",
 )
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; default: none.")
 @click.option(

@@ -187,7 +187,7 @@ def _fault_of_store(probe: str) -> str:
     store = ObjectStore(storage)
     try:
         if not store.has(name):
-            return f"sees another {storage} than the driver; fix: the same endpoint (AWS_ENDPOINT_URL_S3) on all nodes"
+            return f"sees another {storage} than the driver; fix: the same {store.endpoint_variable} on all nodes"
         store.probe()
     except (StorageError, InputError) as error:
         return f"cannot use the storage: {error}"
