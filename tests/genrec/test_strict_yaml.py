@@ -125,7 +125,7 @@ def bomb(width: int, levels: int) -> str:
         (bomb(20, 20), "aliases"),
         (
             "\n".join(f"a{n}: &a{n} {'[' * 15}{f'*a{n - 1}' if n else 'x'}{']' * 15}" for n in range(99)),
-            "by its aliases",
+            "by aliases",
         ),
         ("a: &a [*a]", "contains itself"),
         ("a: &a {b: {c: *a}}", "contains itself"),
