@@ -129,7 +129,8 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
+    queue was told; ("condemned", task id, data) when the rule ends a task, before the queue is told of that epoch;
+    ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
 
     When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
     10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
@@ -444,7 +445,7 @@ def _run_task(
             result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
             _say(log, task["id"], f"stopped: {stop}")
-            return {"status": "stopped", "reason": str(stop)}
+            return {"status": "stopped", "reason": str(stop), "by": stop.by}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")

@@ -127,8 +127,8 @@ class Rehearsal:
             self._clock.now, _, epoch, task = heapq.heappop(self._events)
             self._end_epoch(task, epoch)
             self._fill()
-        for task_id, reason in self._queue.never_promoted().items():
-            self._queue.finish(task_id, "stopped", {"reason": reason})
+        for task_id, verdict in self._queue.never_promoted().items():
+            self._queue.finish(task_id, "stopped", {"reason": verdict.reason})
         return self.outcome
 
     def _trial_seconds(self) -> float:

@@ -241,6 +241,8 @@ class SweepSpec(Section):
     notify: NotifySpec | None = None
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
+    max_failed_trials: Annotated[int, Field(ge=0)] | None = None
+    "more failed trials end the search; without it only the first five do, if no trial has come to an epoch by then"
     seed: int = 0
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"

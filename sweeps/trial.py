@@ -58,7 +58,7 @@ def run_trial(
     faults = found.faults(**health) if health and payload["kind"] == "trial" else []
     if faults:
         _summarise(config, mine, found.figures() | {"stopped": f"{GATE}: {'; '.join(faults)}"})
-        raise Stopped(f"{GATE}: {'; '.join(faults)}")
+        raise Stopped(f"{GATE}: {'; '.join(faults)}", GATE)
     tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch, tracked=mine)
     model, facts = open_tiger(artifacts.path("tiger", tiger.keys["tiger"]), pick_device())
     if tiger.reused:
