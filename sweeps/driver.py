@@ -176,9 +176,7 @@ def _end_search(ledger: Ledger, budget: Budget) -> None:
         if budget.reason and record.status in ("running", "waiting") and record.duplicate_of is None:
             values = [row[ledger.spec.metric] for row in record.epochs if ledger.spec.metric in row]
             by = TARGET if any(map(budget.is_target, values)) else BUDGET
-            ledger.finish(
-                record.id, "stopped", {"reason": f"ended with the budget: {budget.reason}", "stopped_by": by}
-            )
+            ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {budget.reason}", "stopped_by": by})
     left = [r.id for r in ledger.trials() if r.status in ("running", "waiting") and r.duplicate_of is None]
     if left:
         raise ClusterLost(f"{counted(len(left), 'trial')} of the search did not end: {', '.join(left[:5])}")

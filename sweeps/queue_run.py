@@ -24,6 +24,7 @@ OnEvent = Callable[[str, str, dict[str, Any]], None]
 Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
+SIGN = "stage"  # reserved metric: of a task that is not training epochs yet, and says so
 NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
 MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
 
@@ -185,6 +186,8 @@ class QueueRun:
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
             task = self._open[task_id]
+            if SIGN in metrics:
+                return
             task.notes.update(metrics.pop(NOTES, {}))
             if "epoch" in metrics:
                 task.epoch = metrics["epoch"]
@@ -206,6 +209,14 @@ class QueueRun:
             if verdict.action == "stop" and verdict.by not in (BUDGET, TARGET):
                 data = {"epoch": metrics["epoch"], "reason": verdict.reason, "stopped_by": verdict.by}
                 self._on_event("condemned", task_id, data)
+        return task.verdict
+
+    def judge_sign(self, task_id: str, stage: str) -> Verdict:
+        """What becomes of a task that has no epoch yet: a spent budget does not wait for one."""
+        task = self._open[task_id]
+        with self._kept():
+            if limit := self.queue.spent():
+                task.verdict = Verdict("stop", f"ended with the budget in its stage {stage}: {limit}", BUDGET)
         return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ from sweeps.environment import environment
 from sweeps.folders import LOGS
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import is_of_the_node
-from sweeps.queue_run import Missing, OnEvent, QueueRun
+from sweeps.queue_run import SIGN, Missing, OnEvent, QueueRun
 from sweeps.ray_cluster import (
     DRIVER_CPUS,
     ClusterView,
@@ -61,6 +61,7 @@ TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 NodeCheck = Callable[[], Sequence[str]]
 
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
+SIGN_SECONDS = 2.0  # between two signs of life that reach the driver
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
@@ -106,7 +107,8 @@ def run_queue(
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
     result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
-    `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often as
+    one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
@@ -354,9 +356,12 @@ class _Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         prefix = f"{METRICS}/"
         metrics = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
-        if "epoch" not in metrics:
+        if SIGN in metrics:
+            verdict = self._run.judge_sign(_task_of(trial)["id"], metrics[SIGN])
+        elif "epoch" in metrics:
+            verdict = self._run.judge(_task_of(trial)["id"], metrics)
+        else:
             return TrialScheduler.CONTINUE
-        verdict = self._run.judge(_task_of(trial)["id"], metrics)
         return TrialScheduler.CONTINUE if verdict.action == "go" else TrialScheduler.STOP
 
 
@@ -472,9 +477,16 @@ def _say(log: Any, task_id: str, text: str) -> None:
 
 
 def _report(stopped: Callable[[], bool]) -> Report:
+    told = time.monotonic()
+
     def report(metrics: Mapping[str, Any]) -> None:
+        nonlocal told
         if stopped():
             sys.exit(0)
+        if SIGN in metrics:  # as often as a loop turns: looked at here, and now and then by the driver
+            if time.monotonic() - told < SIGN_SECONDS:
+                return
+            told = time.monotonic()
         tune.report({METRICS: {name: _plain(value) for name, value in metrics.items()}})
 
     return report

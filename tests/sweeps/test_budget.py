@@ -52,7 +52,7 @@ def test_what_was_running_when_the_budget_was_spent_is_stopped_with_the_reason(t
         ledger.pause(task.id, 1)
     with Ledger.open(tmp_path / "x") as ledger:
         budget = _LedgerBudget(ledger)
-        assert budget.reached(3600.0)
+        assert budget.reached(1800.0)
         _end_search(ledger, budget)
         assert [(trial.status, trial.value) for trial in ledger.trials()] == [("stopped", 0.2), ("stopped", 0.3)]
         assert {trial.reason for trial in ledger.trials()} == {"ended with the budget: cpu_hours: 1 of 1 spent"}

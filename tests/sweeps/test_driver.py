@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_node_health import MadeUpCluster
 
 from genrec.artifacts import ArtifactStore
 from genrec.errors import InputError
@@ -19,7 +20,6 @@ from sweeps.queue_run import QueueRun
 from sweeps.records import Task
 from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.spec import SweepSpec, load_spec
-from test_node_health import MadeUpCluster
 
 TINY = Path(__file__).with_name("tiny.yaml")
 Values = Callable[[int], "list[float] | str"]
@@ -94,28 +94,29 @@ def search(ledger: Ledger, store: ArtifactStore) -> None:
 def test_the_trial_that_reaches_the_target_is_the_first_finalist_and_keeps_its_checkpoints(
     tmp_path: Path, play: Callable[[Values], None]
 ) -> None:
-    """Trial 0 has completed with less; 1 reaches the target at its second of three epochs; 2 ends with the search."""
-    curves = [[0.1, 0.1, 0.15], [0.2, 0.35, 0.4], [0.3, 0.3, 0.3]]
+    """Trials 0 and 1 complete with less; 2 reaches the target at its second of three epochs; 3 ends with the search."""
+    curves = [[0.1, 0.1, 0.15], [0.2, 0.2, 0.2], [0.3, 0.35, 0.4], [0.3, 0.3, 0.3]]
     play(lambda number: curves[number])
     store = ArtifactStore(tmp_path / "store")
-    asked = spec(budget__target=0.35, finalists__seeds=1, resources__max_concurrent=2)
+    asked = spec(budget__target=0.35, finalists__seeds=1)
     with Ledger.create(tmp_path / "x", asked) as ledger:
         parts = {}
-        for number in range(3):  # as if every trial had saved a checkpoint
+        for number in range(4):  # as if every trial had saved a checkpoint
             task = ledger.next()
             parts[number] = store.part("tiger", stage_keys(ledger.config_of(task.payload["number"]))["tiger"])
             parts[number].mkdir(parents=True)
     with Ledger.open(tmp_path / "x") as ledger:
         search(ledger, store)
-        assert [(t.status, t.stopped_by, len(t.epochs)) for t in ledger.trials()[:3]] == [
+        assert [(t.status, t.stopped_by, len(t.epochs)) for t in ledger.trials()] == [
+            ("completed", None, 3),
             ("completed", None, 3),
             ("stopped", "target", 2),
-            ("stopped", "budget", 1),
+            ("stopped", "budget", 2),
         ]
-        assert [record.number for record in ledger.select(3)] == [1, 0, 2]
+        assert [record.number for record in ledger.select(4)] == [2, 1, 0, 3]
         assert str(ledger.fact("stop_reason")).startswith("target: ndcg@10 0.35 has reached 0.35")
-    assert parts[1].is_dir(), "with one seed the finalist goes on from it"
-    assert not parts[2].exists(), "top_k is 1"
+    assert parts[2].is_dir(), "with one seed the finalist goes on from it"
+    assert not parts[3].exists(), "top_k is 1"
 
 
 def test_the_finalists_are_as_many_as_asked_for_and_it_is_said_who_was_stopped_early(

@@ -177,6 +177,33 @@ def test_a_paused_trial_whose_process_dies_waits_all_the_same(tmp_path: Path) ->
     assert books.run.next_task() is None
 
 
+def test_a_spent_budget_ends_a_trial_that_is_still_training_its_tokenizer(tmp_path: Path) -> None:
+    books, spent = Books(tmp_path, MadeUpCluster("a")), False
+
+    class Limit:
+        def see(self, value: float) -> None: ...
+
+        def is_target(self, value: float) -> bool:
+            return False
+
+        def reached(self, trial_seconds: float) -> str | None:
+            return "time: 61 of 60 spent" if spent else None
+
+    books.run.queue._budget = Limit()
+    task_id = books.start("a")
+    sign = {"stage": "tokenizer", "stage_epoch": 1, "stage_epochs": 90}
+    assert books.run.judge_sign(task_id, "tokenizer").action == "go"
+    books.run.reported(task_id, dict(sign))
+    spent = True
+    assert books.run.judge_sign(task_id, "tokenizer").action == "stop"
+    books.run.reported(task_id, dict(sign))
+    books.run.ended(task_id, None, "host")
+    status, result = books.queue.ends[task_id]
+    assert (status, result["stopped_by"]) == ("stopped", "budget")
+    assert result["reason"] == "ended with the budget in its stage tokenizer: time: 61 of 60 spent"
+    assert "report" not in [event for event, *_ in books.events], "nobody is told of a sign of life"
+
+
 def test_losses_without_end_end(two_nodes: Books) -> None:
     two_nodes.cluster.lost = {"a"}
     for _ in range(queue_run.MAX_EXCUSED + 1):
