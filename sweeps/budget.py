@@ -19,8 +19,8 @@ def hours(trial_seconds: float, resources: ResourcesSpec) -> dict[str, float]:
 class Budget:
     """What the search may still spend.
 
-    `elapsed` tells the seconds of the search in all sessions so far; `spent` are the seconds that trials ran in earlier ones; `best`
-    is the best value so far; `target`: whether the target is looked at.
+    `elapsed` tells the seconds of the search in all sessions so far; `spent` are the seconds that trials ran in earlier
+    ones; `best` is the best value so far; `target`: whether the target is looked at.
     """
 
     def __init__(

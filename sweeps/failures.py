@@ -14,10 +14,11 @@ FIRST = 5
 
 
 class FailureLimit:
-    """Sees what becomes of a session's trials. `failed`: how many failed in earlier sessions."""
+    """Sees what becomes of a session's trials. `failed`: how many failed in earlier sessions; `again`: the command that
+    resumes the sweep."""
 
-    def __init__(self, spec: SweepSpec, failed: int = 0):
-        self._spec, self._failed = spec, failed
+    def __init__(self, spec: SweepSpec, again: str, failed: int = 0):
+        self._spec, self._again, self._failed = spec, again, failed
         self._reasons: Counter[str] = Counter()
         self._has_trained = False
 
@@ -33,7 +34,7 @@ class FailureLimit:
 
     def exceeded(self) -> str | None:
         """Why the search must not go on; None while it may."""
-        limit, again = self._spec.max_failed_trials, f"sweeps resume {self._spec.name}"
+        limit, again = self._spec.max_failed_trials, self._again
         if limit is not None and self._failed > limit:
             fix = f"mend it, then {again}; or allow more: a higher max_failed_trials in the file, {again} --file FILE"
             return f"{self._failed} trials failed, more than max_failed_trials ({limit}){self._why()}; {fix}"

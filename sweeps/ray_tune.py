@@ -16,9 +16,7 @@ import os
 import platform
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +35,7 @@ from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.environment import environment
 from sweeps.folders import LOGS
+from sweeps.interruption import Interrupted, handled_by
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import is_of_the_node
 from sweeps.queue_run import SIGN, Missing, OnEvent, QueueRun
@@ -107,8 +106,8 @@ def run_queue(
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
     result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
-    `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often as
-    one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
+    `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often
+    as one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
@@ -134,8 +133,8 @@ def run_queue(
     queue was told; ("condemned", task id, data) when the rule ends a task, before the queue is told of that epoch;
     ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
 
-    When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
-    10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
+    When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
+    within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.
 
     Raises ValueError if the cluster is too small for one trial, ClusterLost if it became so, if all its nodes are
     avoided or if this process has lost its own node, whatever `queue` or `on_event` raised, Interrupted.
@@ -228,27 +227,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _signals(run: QueueRun) -> Iterator[None]:
-    """Let signals end the run; the handlers before are put back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(run: QueueRun) -> contextlib.AbstractContextManager[None]:
+    """Let signals end the run, for the block."""
 
     def on_signal(signum: int, frame: Any) -> None:
         if run.signum is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         run.signum = signum
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Tune takes SIGUSR1 for itself: settle() notices that
-    before = {signum: signal.getsignal(signum) for signum in caught}
-    for signum in caught:
-        signal.signal(signum, on_signal)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+    return handled_by(on_signal)  # Tune takes SIGUSR1 for itself: settle() notices that
 
 
 class _Searcher(Searcher):

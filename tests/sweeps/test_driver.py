@@ -14,7 +14,8 @@ from genrec.artifacts import ArtifactStore
 from genrec.errors import InputError
 from genrec.pipeline import stage_keys
 from sweeps import driver
-from sweeps.driver import SweepFailed, _reevaluate, _search
+from sweeps.driver import _reevaluate, _search
+from sweeps.errors import SweepFailed
 from sweeps.ledger import Ledger
 from sweeps.queue_run import QueueRun
 from sweeps.records import Task
@@ -147,7 +148,7 @@ def test_a_search_in_which_nothing_but_failures_happens_is_ended_and_can_be_resu
     store = ArtifactStore(tmp_path / "store")
     with Ledger.create(tmp_path / "x", spec(budget__trials=100)) as ledger:
         play(lambda number: f"FileNotFoundError: no data for {number % 1}")
-        with pytest.raises(SweepFailed, match="first 5 trials failed .* 5 x FileNotFoundError.* sweeps resume tiny"):
+        with pytest.raises(SweepFailed, match="first 5 trials failed .* 5 x FileNotFoundError.* sweeps resume .*tiny"):
             search(ledger, store)
         assert (ledger.state, ledger.counts()["failed"]) == ("failed", 5)
     with Ledger.open(tmp_path / "x") as ledger:

@@ -23,22 +23,25 @@ from sweeps.budget import Budget
 from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
+from sweeps.measured_speed import measure_speed
+from sweeps.plan import read_plan
+from sweeps.plan_outcome import planned_against_actual
+from sweeps.plan_text import plan_lines
 from sweeps.planner import (
     local_slots,
     make_plan,
     num_trials,
-    plan_lines,
     plan_sweep,
-    planned_against_actual,
     planned_configs,
     planned_points,
     probe_configs,
-    read_plan,
 )
+from sweeps.recorded_speed import recorded_speed
 from sweeps.rehearsal import Clock, Played, rehearse
 from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.speed import Pace, Sample, Samples, Speed
 from sweeps.stopping import Rule, rule_of
-from sweeps.throughput import Pace, Sample, Samples, Speed, Workbench, measure_speed, recorded_speed
+from sweeps.work import Workbench
 
 TINY = Path(__file__).parent / "tiny.yaml"
 VARIANTS: list[dict[str, Any]] = [
@@ -290,6 +293,28 @@ def test_what_an_earlier_sweep_has_run_takes_no_time(tmp_path: Path, bench: Work
     nothing = make_plan(spec, bench, 2, SPEED, taken_over=lambda config: True)
     assert nothing.search is not None
     assert (nothing.trials, nothing.search.seconds) == (6, 0.0)
+
+
+def test_a_plan_prices_the_finalists_that_the_search_has_not_trained_to_their_end(tmp_path: Path, bench: Workbench):
+    """With one seed a completed trial is measured as it is; a stopped one is trained on from where it was."""
+
+    def finalists(kind: str, **settings: Any) -> Any:
+        settings = {"finalists__seeds": 1, "finalists__top_k": 4, "budget__trials": 9, **settings}
+        plan = make_plan(tiny(tmp_path, scheduler={"type": kind}, **settings), bench, 2, SPEED)
+        assert plan.search is not None
+        return plan.finalists, plan.search
+
+    whole, search = finalists("none")
+    assert (search.completed, search.left_to_train) == (9, 0)
+    assert (whole.runs, whole.epochs) == (5, 4 + 3), "the base alone is trained; the rest is measuring"
+    promoted, search = finalists("promote")
+    assert (search.completed, search.left_to_train) == (1, pytest.approx(2 / 3)), "the others paused after 1 epoch of 3"
+    assert promoted.epochs == 1 + 3 * 2 + 3
+    assert promoted.busy_seconds > whole.busy_seconds
+    anew, _ = finalists("none", finalists__set={"train.weight_decay": 0.5})
+    assert anew.epochs == 5 * 3, "with settings of their own all are trained anew"
+    few, _ = finalists("none", budget__trials=2, finalists__seeds=2)
+    assert few.runs == 2 * 3, "no more than there are trials"
 
 
 @pytest.mark.parametrize("kind", ["median", "asha", "promote"])
