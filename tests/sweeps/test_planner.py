@@ -300,7 +300,8 @@ def test_a_plan_prices_the_finalists_that_the_search_has_not_trained_to_their_en
 
     def finalists(kind: str, **settings: Any) -> Any:
         settings = {"finalists__seeds": 1, "finalists__top_k": 4, "budget__trials": 9, **settings}
-        plan = make_plan(tiny(tmp_path, scheduler={"type": kind}, **settings), bench, 2, SPEED)
+        scheduler = {"type": kind} | ({"reduction_factor": 9} if kind == "promote" else {})
+        plan = make_plan(tiny(tmp_path, scheduler=scheduler, **settings), bench, 2, SPEED)
         assert plan.search is not None
         return plan.finalists, plan.search
 
