@@ -184,8 +184,7 @@ class FinalistsSpec(Section):
 
     top_k: Annotated[int, Field(ge=1, le=100)] = 3
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    "with 1 the models of the search are measured as they are, a stopped one after training to its end; with more, all are"
-    " trained anew with each"
+    "with 1 the search's models are measured, a stopped one trained to its end first; with more all are trained anew"
     set: dict[str, Any] = Field(default_factory=dict)
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
