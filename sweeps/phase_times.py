@@ -104,7 +104,7 @@ def finalists_time(
     finalists, count = spec.finalists, min(spec.finalists.top_k, trials)
     by_cost = sorted(configs, key=lambda config: bench.work(config).epoch_seconds(speed))
     searched = by_cost[len(by_cost) // 2]
-    middle, base = spec.finalist_config(searched), spec.finalist_config(spec.base_config())
+    middle, base = spec.finalist_of(searched), spec.finalist_config(spec.base_config())
     is_anew = finalists.seeds > 1 or stage_keys(middle)["tiger"] != stage_keys(searched)["tiger"]
     shares = [1.0 if is_anew else 0.0 if place < completed else left_to_train for place in range(count)]
     known = {bench.work(planned).tokenizer_key for planned in configs}
