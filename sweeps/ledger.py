@@ -126,8 +126,8 @@ class Ledger:
                 storage = storage_of(folder.parent)
                 resume = sweeps_command("resume", folder.name, storage=storage)
                 raise SweepExists(
-                    f"{storage}/{folder.name}: exists; continue, with --trials, --time or --file where there is more "
-                    f"to do, by: {resume}"
+                    f"{storage}/{folder.name}: exists; use {resume} "
+                    "(with --trials, --time or --file where there is more to do)"
                 )
             place.write(spec)
             ledger = cls._opened(folder, place, place.writing(), lock)

@@ -256,7 +256,7 @@ class SweepSpec(Section):
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
     storage: Annotated[str, AfterValidator(checked_storage)] | None = None
-    "folder of all sweeps, or s3://BUCKET/PREFIX, where the command line names none"
+    "folder of all sweeps, or s3:// or gs://BUCKET/PREFIX, where the command line names none"
     reuse: list[str] = Field(default_factory=list)
     "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]

@@ -25,7 +25,8 @@ import json, os, signal, sys
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import sweeps.ray_train
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
+from sweeps.resources import Resources
 from sweeps.ray_token import require_token
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task

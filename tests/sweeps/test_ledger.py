@@ -648,7 +648,9 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
         runs = [(finalist, config, seed) for finalist in (1, "base") for seed in (0, 1)]
         queue = FinalistQueue(ledger, runs)
         assert ledger.state == "finalists"
+        assert queue.left == 4
         tasks = [queue.next() for _ in range(4)]
+        assert queue.left == 0
         assert [t.id for t in tasks] == ["finalist-0001-s0", "finalist-0001-s1", "finalist-base-s0", "finalist-base-s1"]
         assert [t.payload["config"]["seed"] for t in tasks] == [0, 1, 0, 1]
         assert queue.next() is None
@@ -658,6 +660,7 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
         queue.finish(tasks[2].id, "completed", {"test": {"ndcg@10": math.nan}})
     with Ledger.open(tmp_path / "x") as ledger:
         queue = FinalistQueue(ledger, runs)
+        assert queue.left == 3
         again = []
         while (task := queue.next()) is not None:
             again.append(task)

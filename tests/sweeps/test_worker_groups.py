@@ -21,9 +21,9 @@ from genrec.artifacts import ArtifactStore
 from genrec.checkpoint import generations, load_checkpoint
 from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import run_pipeline, stage_keys
-from sweeps.ray_cluster import Resources
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
+from sweeps.resources import Resources
 from sweeps.spec import load_spec
 from sweeps.stopping import Promotion
 
