@@ -15,7 +15,6 @@ from typing import Any
 
 from genrec.artifacts import ArtifactStore
 from genrec.errors import InputError
-from genrec.object_store import is_url
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
@@ -34,7 +33,7 @@ from sweeps.records import ClusterLost, TrialRecord
 from sweeps.report import write_report
 from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
-from sweeps.spec import FinalistsSpec, SweepSpec
+from sweeps.spec import FinalistsSpec
 from sweeps.stopping import BUDGET, GATE, TARGET, Rule, rule_of, stopped_by
 from sweeps.trial import run_trial, tracked_sweep
 from sweeps.wording import counted
@@ -60,7 +59,6 @@ def drive(
     with start_ray(address):
         check: NodeCheck = tuple
         if not is_own_ray():
-            _refuse_groups(ledger.spec, storage)
             check_nodes(storage, ledger.spec.base_config())
             check = late_check(storage, ledger.spec.base_config())
         on_ready()
@@ -93,15 +91,6 @@ def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
         yield tell
     finally:
         note_end(ledger)
-
-
-def _refuse_groups(spec: SweepSpec, storage: str) -> None:
-    """The workers of a group share a folder for its checkpoints, which an object store is not."""
-    if is_url(storage) and spec.resources.most_workers > 1:
-        raise InputError(
-            f"storage {storage}: trials with resources.workers {spec.resources.workers} on a cluster need a folder "
-            "that all nodes share; fix: --storage FOLDER, or resources.workers 1"
-        )
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
+from sweeps.stop_mark import StopMark
 from sweeps.stopping import BUDGET, GO, TARGET, Verdict
 from sweeps.waiting import Waits
 
@@ -55,7 +56,7 @@ class QueueRun:
         metric: str,
         max_failures: int,
         cluster: ClusterView,
-        stop_file: Path,
+        stop_file: Path | StopMark,
         storage: Path | None = None,
         wait_seconds: float = WAIT_SECONDS,
         workers: int = 1,
@@ -177,8 +178,12 @@ class QueueRun:
         if not self._slots() and not any(task.works for task in self._open.values()):
             return self._cluster.too_small()
         for task in self._open.values():
-            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+            if not task.running or task.has_process:
+                continue
+            if task.shunned and not self._cluster.usable(task.shunned):
                 return f"{task.task.id} has failed on all nodes that are left"
+            if task.home and task.home not in self._cluster.usable(()):
+                return f"{task.task.id} was to start on {self._cluster.name(task.home)}, which has gone"
         return None
 
     def shunned_by(self, task_id: str) -> list[str]:
@@ -187,6 +192,13 @@ class QueueRun:
         avoided = {*self._health.avoided, *task.failed_on}
         task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
         return task.shunned
+
+    def home_of(self, task_id: str) -> str | None:
+        """Id of the node on which the task's process and its workers are to be; None: wherever there is room."""
+        task = self._open[task_id]
+        homes = [other.home for other in self._open.values() if other.running and other.home and other is not task]
+        task.home = self._cluster.home(task.shunned, homes)
+        return task.home
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -417,6 +429,7 @@ class OpenTask:
         self.node_id: str | None = None
         self.failed_on: set[str] = set()  # ids of nodes that could not run it
         self.shunned: list[str] = []  # ids of nodes that its next process is kept from
+        self.home: str | None = None  # id of the one node that it has to be on
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None

@@ -16,12 +16,13 @@ import os
 import platform
 import queue
 import re
+import secrets
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,8 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
-from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, scales_itself, trials_at_once
+from genrec.errors import InputError
+from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, only_on, scales_itself, trials_at_once
 from sweeps.demand import PendingGroups
 from sweeps.environment import environment
 from sweeps.folders import LOGS
@@ -47,6 +49,7 @@ from sweeps.records import Stopped
 from sweeps.reservations import free_reservations_of_the_dead
 from sweeps.resources import DRIVER_CPUS, Resources
 from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
+from sweeps.stop_mark import StopMark
 from sweeps.stopping import Curve, Rule
 from sweeps.warm_process import fresh_process_state, output_to
 
@@ -143,7 +146,7 @@ def run_queue(
     avoided or if this process has lost its own node, StorageFull if nothing can be written to the storage of `folder`,
     whatever `queue` or `on_event` raised, Interrupted.
     """
-    resources = resources or Resources()
+    resources = _together(resources or Resources(), storage)
     joined = not is_own_ray()
     nodes_may_come = joined and (wait_seconds is not None or scales_itself())
     if not nodes_may_come:
@@ -161,7 +164,9 @@ def run_queue(
         resources=resources,
         max_failures=max_failures,
         check_node=check_node,
+        token=secrets.token_hex(8),
     )
+    stop = settings.stop_file
     demand = PendingGroups(resources)
     run = QueueRun(
         missing,
@@ -170,7 +175,7 @@ def run_queue(
         metric=metric,
         max_failures=max_failures,
         cluster=ClusterView(resources, max_concurrent),
-        stop_file=settings.stop_file,
+        stop_file=stop,
         storage=folder.parent if storage is None else None,
         wait_seconds=(WAIT_SECONDS if joined else OWN_WAIT_SECONDS) if wait_seconds is None else wait_seconds,
         workers=resources.fewest,
@@ -195,9 +200,25 @@ def run_queue(
             _tuner(run, function, settings).fit()
         finally:
             demand.close()
+            if isinstance(stop, StopMark):
+                stop.remove()
     if resources.workers > 1:
         free_reservations_of_the_dead(wait_seconds=RELEASE_SECONDS)
     run.settle()
+
+
+def _together(resources: Resources, storage: str | None) -> Resources:
+    """Workers of a group share the folder of the stage that they train. With an object store each node has one of its
+    own, so they stay on one node. Raises `InputError` for a group that would grow over several."""
+    if storage is None or resources.workers == 1 or is_own_ray():
+        return resources
+    if resources.fewest != resources.workers:
+        raise InputError(
+            f"resources.workers: from {resources.fewest} to {resources.workers} with storage {storage}: the workers of "
+            "a trial then have to stay on one node, where they cannot become more; fix: one number, or --storage "
+            "FOLDER that all nodes share"
+        )
+    return replace(resources, together=True)
 
 
 def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.Tuner:
@@ -206,8 +227,9 @@ def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.
     bundle = {"CPU": DRIVER_CPUS} if in_group else settings.resources.bundle
 
     def place_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        avoided = elsewhere(json.loads(config["task"])["avoid"])
-        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [avoided]} if avoided else {}))
+        task = json.loads(config["task"])
+        there = only_on(task["home"]) if task["home"] else elsewhere(task["avoid"])
+        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [there]} if there else {}))
 
     return tune.Tuner(
         tune.with_resources(process, place_of),
@@ -265,8 +287,8 @@ class _Searcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
         task = self._run.next_task()
         if task is not None:
-            avoid = self._run.shunned_by(task.id)
-            return {"task": json.dumps({"id": task.id, "payload": task.payload, "avoid": avoid})}
+            avoid, home = self._run.shunned_by(task.id), self._run.home_of(task.id)
+            return {"task": json.dumps({"id": task.id, "payload": task.payload, "avoid": avoid, "home": home})}
         return Searcher.FINISHED if self._run.is_over() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -382,14 +404,17 @@ class _Settings:
     resources: Resources
     max_failures: int
     check_node: NodeCheck
+    token: str
+    "tells this run from all others"
 
     @property
     def scratch(self) -> str:
         return str(Path(self.folder) / "ray")
 
     @property
-    def stop_file(self) -> Path:
-        return Path(self.folder) / "ray" / "stop"
+    def stop_file(self) -> Path | StopMark:
+        """What tells the drivers of worker groups, wherever they are, that the run is over."""
+        return Path(self.folder) / "ray" / "stop" if self.storage is None else StopMark(self.token)
 
     def log(self, task_id: str) -> Path:
         return self.folder_here / LOGS / f"{task_id}.log"
@@ -504,7 +529,7 @@ def _plain(value: Any) -> Any:
 
 def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], bool]) -> Launch:
     """`run_loop` with this trial's resources."""
-    resources, launches = settings.resources, iter(range(10**6))
+    resources, launches, stop = settings.resources, iter(range(10**6)), settings.stop_file
 
     def launch(loop: Callable[..., None], argument: dict[str, Any]) -> None:
         from sweeps.ray_train import run_loop  # seconds of imports that the driver of the sweep need not pay
@@ -524,7 +549,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             callbacks=[to_tune] if to_tune else (),
             tell_room=to_tune.tell_room if to_tune else lambda yes: True,
             log=settings.log(task["id"]),
-            stopped=lambda: stopped() or settings.stop_file.exists(),
+            stopped=lambda: stopped() or stop.exists(),
         )
 
     return launch
