@@ -1,7 +1,7 @@
 """`sweeps`: validate, run, resume and look at sweeps. Thin commands: parse, call the library, print.
 
-Exit codes (`genrec.errors.ExitCode`): 0 done, 2 bad input (nothing started), 3 no trial succeeded, 4 cluster or
-storage; 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM, and resumable.
+Exit codes (`genrec.errors.ExitCode`): 0 done, 2 bad input (nothing started), 3 no trial succeeded or too many failed, 4
+cluster or storage; 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM, and resumable.
 """
 
 from __future__ import annotations
