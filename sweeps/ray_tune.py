@@ -43,7 +43,7 @@ from sweeps.folders import LOGS
 from sweeps.interruption import Interrupted, handled_by
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import disk_error, is_of_the_node
-from sweeps.queue_run import ROOM, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
+from sweeps.queue_run import ROOM, SIGN, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
 from sweeps.ray_cluster import is_own_ray, own_node_watched
 from sweeps.records import Stopped
 from sweeps.reservations import free_reservations_of_the_dead
@@ -60,6 +60,7 @@ NodeCheck = Callable[[], Sequence[str]]
 
 OWN_WAIT_SECONDS = 60.0  # for a node, on a Ray of one's own, to which none comes
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
+SIGN_SECONDS = 2.0  # between two signs of life that reach the driver
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
@@ -107,7 +108,8 @@ def run_queue(
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
     result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
-    `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often
+    as one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
@@ -133,7 +135,8 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason);
+    queue was told; ("condemned", task id, data) when the rule ends a task, before the queue is told of that epoch;
+    ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason);
     ("delayed", "", reason) when a minute was waited for a node, or for room that others use, and every minute then.
 
     When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
@@ -379,9 +382,12 @@ class _Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         prefix = f"{METRICS}/"
         metrics = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
-        if "epoch" not in metrics:
+        if SIGN in metrics:
+            verdict = self._run.judge_sign(_task_of(trial)["id"], metrics[SIGN])
+        elif "epoch" in metrics:
+            verdict = self._run.judge(_task_of(trial)["id"], metrics)
+        else:
             return TrialScheduler.CONTINUE
-        verdict = self._run.judge(_task_of(trial)["id"], metrics)
         return TrialScheduler.CONTINUE if verdict.action == "go" else TrialScheduler.STOP
 
 
@@ -473,7 +479,7 @@ def _run_task(
             result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
             _say(log, task["id"], f"stopped: {stop}")
-            return {"status": "stopped", "reason": str(stop)}
+            return {"status": "stopped", "reason": str(stop), "by": stop.by}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")
@@ -501,9 +507,16 @@ def _say(log: Any, task_id: str, text: str) -> None:
 
 
 def _report(stopped: Callable[[], bool]) -> Report:
+    told = time.monotonic()
+
     def report(metrics: Mapping[str, Any]) -> None:
+        nonlocal told
         if stopped():
             sys.exit(0)
+        if SIGN in metrics:  # as often as a loop turns: looked at here, and now and then by the driver
+            if time.monotonic() - told < SIGN_SECONDS:
+                return
+            told = time.monotonic()
         tune.report({METRICS: {name: _plain(value) for name, value in metrics.items()}})
 
     return report
