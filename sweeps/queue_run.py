@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +210,7 @@ class QueueRun:
     def ended(self, task_id: str, final: Mapping[str, Any] | None, node: str | None) -> None:
         """The trial's process is fine and the trial over; `final` is its last word, None if it was stopped before."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
             self._unfit(task, final["reason"], certain=final["certain"])
@@ -230,8 +230,7 @@ class QueueRun:
     def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         task.node_id = node_id or task.node_id
         if task.node_id and self._cluster.is_lost(task.node_id):
             self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
@@ -243,6 +242,10 @@ class QueueRun:
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
+
+    def _halt(self, task: OpenTask, node: str | None) -> None:
+        task.node = node
+        task.halt(node or (self._cluster.name(task.node_id) if task.node_id else None))
 
     def _unfit(self, task: OpenTask, reason: str, *, certain: bool) -> None:
         """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
@@ -290,6 +293,10 @@ class QueueRun:
         """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
         with self._kept():
             self.queue.spent()  # notes what was spent
+            for task in self._open.values():
+                if task.has_process:
+                    self._halt(task, task.node)
+                    self._on_event("halted", task.task.id, {"runs": task.runs})
         if self._error is not None:
             raise self._error
         if self.signum is not None:
@@ -308,11 +315,12 @@ class QueueRun:
             self.queue.pause(task.task.id)
             task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
-            self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
+            facts = {"epoch": task.epoch, "reason": task.verdict.reason, "runs": task.runs}
+            self._on_event("paused", task.task.id, facts)
 
     def _finish(self, task: OpenTask, status: Ending, result: dict[str, Any]) -> None:
         restarts = {"restarts": task.restarts} if task.restarts else {}
-        result = {**task.notes, **restarts, **result, "duration": task.seconds}
+        result = {**task.notes, **restarts, **result, "duration": task.seconds, "runs": task.runs}
         with self._kept():
             self.queue.finish(task.task.id, status, result)
             self._open.pop(task.task.id, None)
@@ -347,22 +355,32 @@ class OpenTask:
         self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
+        self.runs: list[list[str | None]] = []
+        "[start, end, node] of every process that has had it; times in UTC as ISO 8601 has them"
         self._seconds = 0.0
         self._since: float | None = None
+        self._started = ""
 
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
-        self._since = time.monotonic()
+        self._since, self._started = time.monotonic(), _now()
 
     @property
     def has_process(self) -> bool:
         return self._since is not None
 
-    def halt(self) -> None:
+    def halt(self, node: str | None) -> None:
+        """The process, which ran on this node, has it no more."""
+        if self._since is not None:
+            self.runs.append([self._started, _now(), node])
         self._seconds, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
         """How long it held a process."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -43,9 +43,10 @@ def _blocks(ledger: Ledger) -> list[Block]:
         users=[interactions.users[user] for user in chosen],
     )
     targets = interactions.targets("test")
-    blocks: list[Block] = [
-        Text(f"{len(chosen)} users, evenly from the test split; nothing is known here of a user but an id.")
-    ]
+    blocks: list[Block] = []
+    if ledger.state != "finished":
+        blocks.append(Text("By the previous winner: the sweep has gone on since."))
+    blocks += [Text(f"{len(chosen)} users, evenly from the test split; nothing is known here of a user but an id.")]
     for user, history, found in zip(chosen, histories, lists, strict=True):
         blocks.append(_user(interactions, user, history, int(targets[user]), found))
     return blocks

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
+from sweeps.report.standing import standing
 
 MIN_TRIALS = 10
 "fewer trials say nothing about parameters"
@@ -61,7 +62,7 @@ class Importance:
 def comparable_trials(ledger: Ledger) -> Comparable | str:
     """The trials after the last epoch that enough of them have reached; or why there are not enough."""
     metric, sign = ledger.spec.metric, 1 if ledger.spec.mode == "max" else -1
-    records = {r.number: r for r in ledger.trials() if r.duplicate_of is None and r.value is not None}
+    records = {record.number: record for record in standing(ledger)}
     reached = sorted((record.epochs[-1]["epoch"] for record in records.values() if record.epochs), reverse=True)
     if len(reached) < MIN_TRIALS:
         have = counted(len(reached), "trial")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import optuna.visualization
@@ -15,8 +16,10 @@ from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar
-from sweeps.report.figures import BEST_COLOUR, STATUS_COLOURS, as_json, joined, label, rounded
-from sweeps.report.importance import Comparable, Importance, comparable_trials, measure_importance, new_study
+from sweeps.report.figures import BEST_COLOUR, STATUS_COLOURS, as_json, joined, label, rounded, whole_numbers
+from sweeps.report.importance import Comparable, Importance, comparable_trials, measure_importance
+from sweeps.report.record import taken_over_line
+from sweeps.report.standing import standing
 
 MAX_ROWS = 1000
 MAX_POINTS = 30_000
@@ -46,16 +49,19 @@ def search_sections(ledger: Ledger) -> list[Section]:
 
 def leaderboard(ledger: Ledger) -> list[Block]:
     """All trials with a value, best first."""
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     if not leaders:
         return [Text("No trial has a result yet.")]
     metric = ledger.spec.metric
     names = _parameter_names(ledger, leaders)
     columns = ["place", "trial", "status", metric, *ledger.spec.against, "epochs", "seconds", *names]
     rows = [_row(place, record, ledger.spec.against, names) for place, record in enumerate(leaders[:MAX_ROWS], 1)]
-    more = len(leaders) - len(rows)
-    note = f"Best validation {metric} of its epochs; completed trials stand before stopped ones."
+    more, taken = len(leaders) - len(rows), taken_over_line(leaders)
+    note = f"Best validation {metric} of its epochs; completed trials stand before all others."
+    if any(record.status == "waiting" for record in leaders):
+        note += " Waiting ones are paused: they go on if they are promoted."
     note += f" The first {MAX_ROWS:,} of {len(leaders):,}; trials.csv has all." if more > 0 else ""
+    note += f" {taken}" if taken else ""
     return [Table("Trials, best first", columns, rows, note)]
 
 
@@ -77,7 +83,7 @@ def _parameter_names(ledger: Ledger, records: Sequence[TrialRecord]) -> list[str
 def curves(ledger: Ledger) -> Picture:
     """The metric over the epochs; where a trial was stopped there is a cross."""
     metric = ledger.spec.metric
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     leading = {record.number for record in leaders}
     others = [r for r in ledger.trials() if r.epochs and r.duplicate_of is None and r.number not in leading]
     lines = {r.id: (r, _curve(r, metric)) for r in [*leaders, *others]}
@@ -106,7 +112,8 @@ def curves(ledger: Ledger) -> Picture:
         )
     if leaders and leaders[0].id in lines:
         figure.add_trace(_line([lines[leaders[0].id]], f"best: {leaders[0].id}", BEST_COLOUR, width=3))
-    figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": metric})
+    epochs = [x for _, curve in kept for x, _ in curve]
+    figure.update_layout(xaxis={"title": "epoch", **whole_numbers(epochs)}, yaxis={"title": label(metric)})
     note = f"One line a trial, {counted(len(lines), 'trial')}; a cross is where one was stopped early."
     if len(kept) < len(lines):
         note += f" Drawn are {len(kept)} of them, from the best to the worst."
@@ -142,16 +149,39 @@ def _line(chosen: list[tuple[TrialRecord, list[Any]]], name: str, colour: str, w
 
 
 def history(ledger: Ledger) -> Picture:
-    """Optuna's history: every completed trial, and the best so far."""
-    title = "Completed trials in the order of the search"
-    study = new_study(ledger)
-    completed = {r.number for r in ledger.trials() if r.status == "completed" and r.duplicate_of is None}
-    for trial in ledger.study.get_trials(deepcopy=False):
-        if trial.number in completed:
-            study.add_trial(optuna.create_trial(value=rounded(trial.values[0])))
-    if not completed:
-        return Picture(title, None, "No trial is completed yet.")
-    figure = optuna.visualization.plot_optimization_history(study, target_name=label(ledger.spec.metric))
+    """Every trial's value by its number, and the best so far."""
+    title = "Trials in the order of the search"
+    records = sorted(standing(ledger), key=lambda record: record.number)
+    if not records:
+        return Picture(title, None, "No trial has a result yet.")
+    metric, better = ledger.spec.metric, max if ledger.spec.mode == "max" else min
+    figure = go.Figure()
+    for status in ("waiting", "stopped", "completed"):
+        chosen = [r for r in records if r.status == status]
+        if chosen:
+            figure.add_trace(
+                go.Scatter(
+                    x=[r.number for r in chosen],
+                    y=[rounded(r.value) for r in chosen],
+                    mode="markers",
+                    name=status,
+                    marker={"color": STATUS_COLOURS[status], "size": 6, "opacity": 0.8},
+                    hovertemplate="trial %{x}: %{y}<extra></extra>",
+                )
+            )
+    best = list(accumulate((r.value or 0.0 for r in records), better))
+    figure.add_trace(
+        go.Scatter(
+            x=[r.number for r in records],
+            y=[rounded(value) for value in best],
+            mode="lines",
+            name="best so far",
+            line={"shape": "hv", "color": BEST_COLOUR, "width": 2},
+            hovertemplate="best up to trial %{x}: %{y}<extra></extra>",
+        )
+    )
+    numbers = whole_numbers([0, records[-1].number])
+    figure.update_layout(xaxis={"title": "trial", **numbers}, yaxis={"title": label(metric)})
     return Picture(title, as_json(figure), "The line is the best so far: is it still rising, or has it settled?")
 
 
@@ -218,7 +248,7 @@ def importance_bars(importance: Importance, metric: str) -> Picture:
 def parallel(ledger: Ledger) -> Picture:
     """One line a trial across all parameters, coloured from the worst to the best."""
     title = "Parallel coordinates"
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     axes = {name: axis for name in _parameter_names(ledger, leaders) if (axis := _axis(leaders, name))}
     if len(leaders) < 2 or not axes:
         return Picture(title, None, "Left out: fewer than two trials with a result, or no parameter that varies.")
@@ -276,7 +306,7 @@ def _shade(shade: int) -> str:
 
 def slices(ledger: Ledger, importance: Importance | str) -> list[Block]:
     """The metric against every parameter by itself, the most important first."""
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     names = _parameter_names(ledger, leaders)
     if not isinstance(importance, str):
         ranked = importance.ranked
@@ -296,7 +326,7 @@ def slices(ledger: Ledger, importance: Importance | str) -> list[Block]:
 def _slice(records: Sequence[TrialRecord], name: str, distribution: Any, metric: str) -> go.Figure:
     figure = go.Figure()
     category = not isinstance(distribution, (FloatDistribution, IntDistribution))
-    for status in ("stopped", "completed"):
+    for status in ("waiting", "stopped", "completed"):
         chosen = [r for r in records if r.status == status and name in r.params]
         if chosen:
             values = [r.params[name] for r in chosen]
@@ -364,23 +394,39 @@ def pareto(ledger: Ledger) -> Picture:
     leaders = ledger.leaderboard()
     if not leaders:
         return Picture(title, None, "No trial has a result yet.")
-    front = {record.number for record in ledger.pareto_front()}
+    directions = ledger.spec.objectives
+    front = front_of(leaders, directions)
     figure = go.Figure()
     for name, chosen in (
         ("beaten by another", [r for r in leaders if r.number not in front]),
         ("Pareto front", sorted((r for r in leaders if r.number in front), key=lambda r: r.objectives[first])),
     ):
         if chosen:
-            figure.add_trace(_objectives(chosen, name, first, second, joined_up=name == "Pareto front"))
+            figure.add_trace(_objectives(chosen, name, first, second, directions[first]))
     figure.update_layout(xaxis={"title": label(first)}, yaxis={"title": label(second)})
-    directions: Mapping[str, str] = ledger.spec.objectives
     note = f"{first}: {directions[first]}, {second}: {directions[second]}. "
     note += "No trial beats one of the front in one objective without losing in another"
     note += "." if len(directions) == 2 else f"; of {len(directions)} objectives two are drawn."
     return Picture(title, as_json(figure, 420), note)
 
 
-def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: str, joined_up: bool) -> go.Scatter:
+def front_of(records: Sequence[TrialRecord], directions: Mapping[str, str]) -> set[int]:
+    """Numbers of the trials, of whatever status, that no other beats in one objective without losing in another."""
+    signs = [-1 if mode == "max" else 1 for mode in directions.values()]
+    losses = {
+        r.number: [sign * r.objectives[name] for sign, name in zip(signs, directions, strict=True)] for r in records
+    }
+
+    def beaten(mine: list[float]) -> bool:
+        return any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in losses.values())
+
+    return {number for number, mine in losses.items() if not beaten(mine)}
+
+
+def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: str, direction: str) -> go.Scatter:
+    """Points; those of the front are joined by the edge of what they reach: between two points that is the second
+    objective of the one that is better in the first."""
+    joined_up = name == "Pareto front"
     return go.Scatter(
         x=[rounded(r.objectives.get(first)) for r in records],
         y=[rounded(r.objectives.get(second)) for r in records],
@@ -388,6 +434,6 @@ def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: s
         mode="lines+markers" if joined_up else "markers",
         name=name,
         marker={"size": 9 if joined_up else 6, "color": BEST_COLOUR if joined_up else STATUS_COLOURS["completed"]},
-        line={"shape": "hv", "dash": "dot"},
+        line={"shape": "hv" if direction == "min" else "vh", "dash": "dot"},
         hovertemplate="%{text}: %{x}, %{y}<extra></extra>",
     )
