@@ -22,11 +22,13 @@ from sweeps.folders import artifact_store
 from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
-from sweeps.report.figures import as_json, label
+from sweeps.report.figures import as_json, label, whole_numbers
 from sweeps.report.standing import best_so_far
 
 MAX_NODES = 3000
 "of the tree of semantic IDs"
+MAX_BRANCHES = 20
+"of a level, in the table below the tree"
 MAX_TOKENIZERS = 20
 _TITLES = 3  # in a branch's text
 TREE_ROOT = "#3b4650"
@@ -43,9 +45,10 @@ def catalogue_sections(ledger: Ledger) -> list[Section]:
         missing: list[Block] = [Picture("Semantic IDs", None, f"Left out: {found}.")]
         return [Section("tokenizer", "Semantic IDs", missing)]
     ids, interactions = found
+    titles = interactions.catalogue.titles
     return [
         Section("tokenizer", "Health of the semantic IDs", [*health(ids), *tokenizers(ledger, store)]),
-        Section("tree", "Tree of semantic IDs", [tree(ids, interactions.catalogue.titles)]),
+        Section("tree", "Tree of semantic IDs", [tree(ids, titles), branches(ids, titles)]),
     ]
 
 
@@ -142,7 +145,9 @@ def groups(ids: SemanticIds) -> Picture:
             marker_color="#c9820a",
         )
     )
-    figure.update_layout(xaxis={"title": "items with the same tuple", "dtick": 1}, yaxis={"title": "items"})
+    figure.update_layout(
+        xaxis={"title": "items with the same tuple", **whole_numbers(list(counts))}, yaxis={"title": "items"}
+    )
     note = "What stands right of 1 collides" + (
         "; a further code tells these items apart." if len(ids.level_sizes) > ids.tuple_levels else "."
     )
@@ -220,6 +225,22 @@ def tree(ids: SemanticIds, titles: Sequence[str]) -> Picture:
             f"{closed:,} other branches the first items stand in the text."
         )
     return Picture("Items below their codes", as_json(figure, 520), note)
+
+
+def branches(ids: SemanticIds, titles: Sequence[str]) -> Table:
+    """The largest branches of the first two levels, for who can't click through the picture."""
+    rows: list[list[Cell]] = []
+    for depth in (1, 2):
+        members: dict[Prefix, list[int]] = defaultdict(list)
+        for item, codes in enumerate(ids.codes_NC[:, :depth].tolist()):
+            members[tuple(codes)].append(item)
+        largest = sorted(members, key=lambda prefix: (-len(members[prefix]), prefix))[:MAX_BRANCHES]
+        rows += [
+            ["/".join(map(str, prefix)), len(members[prefix]), "; ".join(titles[i] for i in members[prefix][:_TITLES])]
+            for prefix in largest
+        ]
+    note = f"Of the first and of the second level at most {MAX_BRANCHES} each, the largest first."
+    return Table("Largest branches", ["codes", "items", "first titles"], rows, note, ["items"])
 
 
 def _children(members: Mapping[Prefix, Sequence[int]]) -> dict[Prefix, list[Prefix]]:

@@ -27,6 +27,7 @@ STATUS_COLOURS = {
     "waiting": "#7f6bb3",
 }
 BEST_COLOUR = "#8e44ad"
+GREY = "#b3bac1"
 _FOREIGN = re.compile(r"<(?!br>|/?b>|/?extra>)")
 
 

@@ -179,6 +179,7 @@ def numbers(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
             ["", f"validation {chosen_by}", *items, "seeds", "parameters"],
             [*(_finalist(row, items, chosen_by) for row in rows_of_all), *references],
             note,
+            [*items, *([f"validation {chosen_by}"] if ledger.spec.mode == "max" else [])],
         )
     ]
     if tuples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 import shutil
 import statistics
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 from made_up_trials import finished_sweep
+from optuna.distributions import FloatDistribution
 
 from genrec.config import load_config
 from genrec.semantic_ids import SemanticIds, measure_health
@@ -25,7 +28,7 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.report import make_document, sweep_text, write_report
 from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.document import Block, Commands, Document, Picture, Spread, Table, Text, shown
-from sweeps.report.importance import MIN_TRIALS, comparable_trials, measure_importance
+from sweeps.report.importance import MIN_TRIALS, Comparable, comparable_trials, measure_importance
 from sweeps.spec import SweepSpec, load_spec
 from sweeps.status import sweep_status
 
@@ -637,10 +640,31 @@ def test_importance_finds_what_decides_and_says_how_sure_it_is(tmp_path: Path) -
     found = measure_importance(comparable)
     assert not isinstance(found, str)
     assert found.ranked[0] == "tiger.dropout"
+    assert "tiger.dropout" in found.above_chance
     for shares in (found.variance, found.top):
         assert sum(mean for mean, _, _ in shares.values()) == pytest.approx(1)
         assert all(low <= mean <= high for mean, low, high in shares.values())
         assert any(low < high for _, low, high in shares.values())
+
+
+def noise(trials: int, seed: int) -> Comparable:
+    """Trials whose values have nothing to do with their four parameters."""
+    rng = random.Random(seed)
+    distributions: dict[str, Any] = {f"p{index}": FloatDistribution(0, 1) for index in range(4)}
+    study = optuna.create_study(direction="maximize")
+    for _ in range(trials):
+        params = {name: rng.random() for name in distributions}
+        study.add_trial(optuna.create_trial(value=rng.gauss(0, 1), params=params, distributions=distributions))
+    return Comparable(1, study)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_in_pure_noise_no_parameter_is_above_chance_and_no_order_is_claimed(seed: int) -> None:
+    found = measure_importance(noise(40, seed))
+    assert not isinstance(found, str)
+    assert found.above_chance == set()
+    for shares in (found.variance, found.top):
+        assert max(share.low for share in shares.values()) <= min(share.high for share in shares.values())
 
 
 def test_importance_compares_after_an_epoch_that_enough_trials_have_reached(tmp_path: Path) -> None:

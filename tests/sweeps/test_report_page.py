@@ -30,7 +30,16 @@ TAGS = {"html", "head", "meta", "title", "style", "body", "a", "header", "h1", "
 TAGS |= {"section", "h2", "dl", "dt", "dd", "code", "div", "table", "caption", "thead", "tr", "th", "button", "tbody"}
 TAGS |= {"strong", "figure", "figcaption", "noscript", "template", "script"}
 ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "name", "id", "class", "href", "tabindex", "role", "scope"}
-ATTRIBUTES |= {"type", "data-value", "data-height", "aria-label", "aria-labelledby", "aria-sort"}
+ATTRIBUTES |= {
+    "type",
+    "data-value",
+    "data-height",
+    "data-width",
+    "data-first",
+    "aria-label",
+    "aria-labelledby",
+    "aria-sort",
+}
 
 
 class Reader(HTMLParser):
