@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 
 from genrec.pipeline import STAGES
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
@@ -17,6 +16,7 @@ from sweeps.report.figures import as_json
 from sweeps.report.record import taken_over_line
 from sweeps.report.timeline import own_trials, time_section
 from sweeps.stopping import rules_in_words, stopped_by
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 

@@ -21,10 +21,10 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
 from sweeps.report.standing import standing
+from sweeps.wording import counted
 
 MIN_TRIALS = 10
 "fewer trials say nothing about parameters"

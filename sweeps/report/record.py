@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from sweeps.circumstances import SESSIONS, code_of
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Section, Table, Text
 from sweeps.revisions import described
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 _MEANING = {

@@ -12,7 +12,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial
 from plotly.colors import sample_colorscale
 
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar, shown
@@ -20,6 +19,7 @@ from sweeps.report.figures import BEST_COLOUR, GREY, STATUS_COLOURS, as_json, jo
 from sweeps.report.importance import Comparable, Importance, Share, comparable_trials, measure_importance
 from sweeps.report.record import taken_over_line
 from sweeps.report.standing import standing
+from sweeps.wording import counted
 
 MAX_ROWS = 1000
 MAX_POINTS = 30_000

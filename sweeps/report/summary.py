@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from genrec.config import RunConfig
 from sweeps.differences import differing_settings
-from sweeps.finalists import BASE, current_runs, finalist_name, metric_per_user
-from sweeps.folders import artifact_store, storage_of
-from sweeps.leaderboard import counted, example_history, in_order
+from sweeps.finalists import BASE, current_runs, failed_seeds, finalist_name, metric_per_user
+from sweeps.folders import artifact_store, storage_of, sweeps_command
 from sweeps.ledger import Ledger
-from sweeps.planner import clock
+from sweeps.plan_text import duration_text
 from sweeps.records import FinalistRun
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
 from sweeps.report.standing import best_so_far, chosen_config
+from sweeps.significance import seeds_in_words
 from sweeps.status import sweep_status
+from sweeps.wording import counted, example_history, in_order
 
 
 def summary(ledger: Ledger, report: Path) -> list[Section]:
@@ -32,7 +33,7 @@ def summary(ledger: Ledger, report: Path) -> list[Section]:
 def lead(ledger: Ledger) -> str:
     """State, trials and time in one line."""
     trials = ", ".join(f"{count} {name}" for name, count in ledger.counts().items() if count)
-    return f"{ledger.state}; trials: {trials or 'none yet'}; {clock(ledger.elapsed)} of driving"
+    return f"{ledger.state}; trials: {trials or 'none yet'}; {duration_text(ledger.elapsed)} of driving"
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------
@@ -47,6 +48,7 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     metric = metric_per_user(spec.metric, row["test"])
     seeds = _seeds(row)
     over = "one seed" if seeds == 1 else f"mean and deviation over {seeds} seeds"
+    over += f" ({seeds_in_words(failed_seeds(row))} failed)" if row["failed"] else ""
     wins = (
         f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by "
         f"validation, where it has {spec.metric} {_spread(row, 'validation', spec.metric)}."
@@ -110,8 +112,8 @@ def _above_on_test(status: Mapping[str, Any], metric: str, chosen_by: str) -> li
     winner, *others = status["finalists"]
     value = winner["test"][metric]["mean"]
     return [
-        f"{row['trial']} is above it on the test split ({row['test'][metric]['mean']:.4f}) and below it on validation "
-        f"({chosen_by} {row['validation'][chosen_by]['mean']:.4f}), which alone chooses."
+        f"{row['trial']} is above it on the test split ({row['test'][metric]['mean']:.4f}); validation alone chooses, "
+        f"where it has {chosen_by} {row['validation'][chosen_by]['mean']:.4f}."
         for row in others
         if metric in row["test"] and row["test"][metric]["mean"] > value
     ]
@@ -169,15 +171,19 @@ def numbers(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
         oracle = [status["oracle"].get(column) for column in items]
         references.append(["oracle (best possible)", None, *oracle, None, None])
     rows_of_all = [*status["finalists"], *ensemble]
-    note = f"Best first by validation {chosen_by}, which chooses; all other metrics are of the test split."
-    note += " Mean ± sample deviation over the seeds."
+    lost: list[list[Cell]] = [
+        [row["trial"], None, *(None for _ in items), f"0 of {len(row['failed'])}", None]
+        for row in status["finalists_without_result"]
+    ]
+    note = f"Best first by validation {chosen_by}, which chooses; who failed with a seed comes behind those that did "
+    note += "not. All other metrics are of the test split. Mean ± sample deviation over the seeds."
     if not final:
         note += f" Not final: {_measured(ledger)} have ended, so that rows differ in their seeds."
     blocks: list[Block] = [
         Table(
             "Item level: a hit is the very item",
             ["", f"validation {chosen_by}", *items, "seeds", "parameters"],
-            [*(_finalist(row, items, chosen_by) for row in rows_of_all), *references],
+            [*(_finalist(row, items, chosen_by) for row in rows_of_all), *lost, *references],
             note,
             [*items, *([f"validation {chosen_by}"] if ledger.spec.mode == "max" else [])],
         )
@@ -204,7 +210,9 @@ def _finalist(row: Mapping[str, Any], metrics: Sequence[str], chosen_by: str | N
     name = row["trial"] if "members" not in row else "ensemble of " + ", ".join(row["members"])
     validation = [_spread(row, "validation", chosen_by)] if chosen_by else []
     tests = [_spread(row, "test", metric) for metric in metrics]
-    return [name, *validation, *tests, _seeds(row), row.get("parameters")]
+    failed = len(row.get("failed") or [])
+    seeds = f"{_seeds(row)} of {_seeds(row) + failed}" if failed else _seeds(row)
+    return [name, *validation, *tests, seeds, row.get("parameters")]
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
@@ -217,10 +225,27 @@ def _spread(row: Mapping[str, Any], split: str, metric: str) -> Spread | None:
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["A", "B", "metric", "A's mean", "B's mean", "difference", "low", "high", "p", "users"]
-    keys = ["a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users"]
-    note = "Paired over users; low and high bound the difference with 95 %; p is corrected for all comparisons (Holm)."
-    return Table("Comparisons behind the verdict", columns, [[row.get(key) for key in keys] for row in rows], note)
+    columns = {
+        "A": "a",
+        "B": "b",
+        "metric": "metric",
+        "A's mean": "mean_a",
+        "B's mean": "mean_b",
+        "difference": "difference",
+        "low": "low",
+        "high": "high",
+        "over": "interval_over",
+        "effect size": "effect",
+        "p": "p",
+        "users": "users",
+    }
+    note = (
+        "Paired over users. Low and high bound the difference with 95 %, over what the column says: users alone where "
+        "a side has one seed. Effect size: mean difference over its deviation among users. p is corrected for all "
+        "comparisons (Holm), the interval is not."
+    )
+    cells: list[list[Cell]] = [[row.get(key) for key in columns.values()] for row in rows]
+    return Table("Comparisons behind the verdict", list(columns), cells, note)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -229,24 +254,21 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
     folder, name = ledger.folder, ledger.spec.name
-    storage = "" if folder.parent == Path("runs") else f" --storage {quote(storage_of(folder.parent))}"
-    store = quote(artifact_store(folder.parent).address)
-    files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
-    lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
+    storage, store = storage_of(folder.parent), artifact_store(folder.parent).address
+    file, best, bundle = (str(path) for path in (report / "sweep.yaml", report / "best.yaml", folder / "bundle"))
+    lines = [("repeat the sweep", sweeps_command("run", file, "--name", f"{name}-again", storage=storage))]
     if status["winner"]:
-        bundle, whose = quote(str(folder / "bundle")), "" if status["state"] == "finished" else "previous "
+        whose = "" if status["state"] == "finished" else "previous "
+        recommend = ["genrec", "recommend", bundle, "--history", _history(folder), "-k", "10"]
         lines += [
-            (f"train the {whose}winner again", f"genrec train {files['best.yaml']} --store {store}"),
-            (
-                f"recommend with the {whose}winner",
-                f"genrec recommend {bundle} --history {quote(_history(folder))} -k 10",
-            ),
+            (f"train the {whose}winner again", shlex.join(["genrec", "train", best, "--store", store])),
+            (f"recommend with the {whose}winner", shlex.join(recommend)),
         ]
     if status["state"] in ("searching", "finalists"):
-        return Commands([*lines, ("look on until it ends", f"sweeps status {name}{storage} --watch")])
+        return Commands([*lines, ("look on until it ends", sweeps_command("status", name, "--watch", storage=storage))])
     if status["state"] != "finished":
-        lines.append(("continue the sweep", f"sweeps resume {name}{storage}"))
-    return Commands([*lines, ("see where it is", f"sweeps status {name}{storage}")])
+        lines.append(("continue the sweep", sweeps_command("resume", name, storage=storage)))
+    return Commands([*lines, ("see where it is", sweeps_command("status", name, storage=storage))])
 
 
 def _history(folder: Path) -> str:

@@ -13,13 +13,15 @@ import plotly.graph_objects as go
 
 from sweeps.cluster_use import SIZES, busy_line
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
-from sweeps.planner import clock, planned_against_actual, read_plan
+from sweeps.plan import read_plan
+from sweeps.plan_outcome import planned_against_actual
+from sweeps.plan_text import duration_text
 from sweeps.records import Run, TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
 from sweeps.study_record import STATUS, duration_of, runs_of
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 LANE, LANES = 28, 1400
@@ -164,7 +166,7 @@ def timeline(spans: Sequence[Span]) -> Picture:
                     x=[round(1000 * s.seconds) for _, _, s in chosen],
                     text=[label(s.name) for _, _, s in chosen],
                     textposition="none",
-                    customdata=[clock(s.seconds) for _, _, s in chosen],
+                    customdata=[duration_text(s.seconds) for _, _, s in chosen],
                     # A line of its own colour keeps a short bar visible; two shades keep neighbours apart.
                     marker={
                         "color": colour,
@@ -225,7 +227,7 @@ def workers(ledger: Ledger, spans: Sequence[Span]) -> list[Block]:
         busy = sum(s.seconds for s in lane)
         idle = max(0.0, whole - busy)
         rows.append([name, len(lane), round(busy, 1), round(idle, 1), f"{idle / max(whole, 1e-9):.0%}"])
-    note = f"Of {clock(whole)} between the first start and the last end"
+    note = f"Of {duration_text(whole)} between the first start and the last end"
     note += " in which the sweep was driven." if ledger.fact(SIZES) else "; when nobody drove the sweep is not known."
     return [Table("Busy and idle", ["place", "ran", "busy seconds", "idle seconds", "idle"], rows, note)]
 
