@@ -35,7 +35,7 @@ PART = 0.8
 "share of the trials that one repeat looks at"
 MAX_TRIALS = 120
 "trials that one repeat looks at, at most: beyond, time grows and the answer doesn't"
-_TREES = 16
+_TREES = 10
 _DEVIATIONS = 2.0
 _Evaluator = Callable[[int], BaseImportanceEvaluator]
 

@@ -581,7 +581,8 @@ def test_a_search_that_pauses_its_trials_has_a_report_while_it_runs(tmp_path: Pa
     )
     best_config = chosen_config(Ledger.read(tmp_path / "prom"))
     assert best_config is not None
-    assert best_config.train.learning_rate == dict(zip(table.columns, table.rows[0], strict=True))["train.learning_rate"]
+    first = dict(zip(table.columns, table.rows[0], strict=True))
+    assert best_config.train.learning_rate == first["train.learning_rate"]
 
 
 def test_the_axis_of_the_search_has_the_numbers_of_the_trials(tmp_path: Path) -> None:
