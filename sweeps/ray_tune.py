@@ -104,7 +104,8 @@ def run_queue(
     `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
-    result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
+    result also gets reason, node, duration (seconds that it ran in this call, in all attempts) and runs ([start, end,
+    node] of every attempt, in UTC).
     `report({"_notes": {...}})` puts entries into the result however the trial ends.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
@@ -128,7 +129,8 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
+    queue was told; ("halted", task id, its runs) at the end for what did not end; ("cluster", "", size) at the start and
+    when nodes come or go; ("avoided", a node's name, reason).
 
     When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
     within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.

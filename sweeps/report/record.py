@@ -34,7 +34,8 @@ def ended(ledger: Ledger) -> Text:
     """Why the search is over, or that it isn't."""
     reason, phase = ledger.fact("stop_reason"), ledger.fact("phase")
     if reason is None:
-        return Text("The search has not ended.")
+        over = phase not in (None, "searching")
+        return Text("Why the search ended is not recorded." if over else "The search has not ended.")
     words = f"{reason} ({_MEANING[reason]})" if reason in _MEANING else f"{reason}"
     if phase == "searching":
         return Text(f"The search goes on. It had ended before by: {words}.")

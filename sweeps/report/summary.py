@@ -53,7 +53,7 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
         f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by "
         f"validation, where it has {spec.metric} {_spread(row, 'validation', spec.metric)}."
     )
-    sentences = [*status["verdict"], *_above_on_test(status, metric, spec.metric), *_against_references(status, metric)]
+    sentences = [*_above_on_test(status, metric, spec.metric), *status["verdict"], *_against_references(status, metric)]
     return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]
 
 
@@ -112,7 +112,7 @@ def _above_on_test(status: Mapping[str, Any], metric: str, chosen_by: str) -> li
     winner, *others = status["finalists"]
     value = winner["test"][metric]["mean"]
     return [
-        f"{row['trial']} is above it on the test split ({row['test'][metric]['mean']:.4f}); validation alone chooses, "
+        f"{row['trial']} is above the winner on the test split ({row['test'][metric]['mean']:.4f}); validation alone chooses, "
         f"where it has {chosen_by} {row['validation'][chosen_by]['mean']:.4f}."
         for row in others
         if metric in row["test"] and row["test"][metric]["mean"] > value

@@ -110,7 +110,7 @@ def test_every_claim_of_the_verdict_is_recomputed_from_the_ledger(ledger: Ledger
     for name in names - {winner}:
         above = statistics.fmean(values(ledger, name, "test", "ndcg@10")) > mean
         checked += above
-        assert any(text.startswith(f"{name} is above it on the test split") for text in said) == above
+        assert any(text.startswith(f"{name} is above the winner on the test split") for text in said) == above
     for comparison in ledger.fact("comparisons"):
         [sentence] = [text for text in said if text == comparison["verdict"]]
         for side in "ab":
