@@ -129,8 +129,8 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("halted", task id, its runs) at the end for what did not end; ("cluster", "", size) at the start and
-    when nodes come or go; ("avoided", a node's name, reason).
+    queue was told; ("halted", task id, its runs) at the end for what did not end; ("cluster", "", size) at the start
+    and when nodes come or go; ("avoided", a node's name, reason).
 
     When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
     within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.

@@ -112,8 +112,8 @@ def _above_on_test(status: Mapping[str, Any], metric: str, chosen_by: str) -> li
     winner, *others = status["finalists"]
     value = winner["test"][metric]["mean"]
     return [
-        f"{row['trial']} is above the winner on the test split ({row['test'][metric]['mean']:.4f}); validation alone chooses, "
-        f"where it has {chosen_by} {row['validation'][chosen_by]['mean']:.4f}."
+        f"{row['trial']} is above the winner on the test split ({row['test'][metric]['mean']:.4f}); validation alone "
+        f"chooses, where it has {chosen_by} {row['validation'][chosen_by]['mean']:.4f}."
         for row in others
         if metric in row["test"] and row["test"][metric]["mean"] > value
     ]
