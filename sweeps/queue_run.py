@@ -10,24 +10,37 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.interruption import Interrupted
-from sweeps.node_health import NodeHealth
-from sweeps.ray_cluster import ClusterLost, ClusterView
-from sweeps.records import Task
+from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
+from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
-from sweeps.stopping import GO, Verdict
+from sweeps.stop_mark import StopMark
+from sweeps.stopping import BUDGET, GO, TARGET, Verdict
+from sweeps.waiting import Waits
+
+if TYPE_CHECKING:
+    from sweeps.cluster_view import ClusterView
 
 OnEvent = Callable[[str, str, dict[str, Any]], None]
+Demand = Callable[[int, Collection[str]], None]
 Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
-NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
+SIGN = "stage"  # reserved metric: of a task that is not training epochs yet, and says so
+ROOM = "_room"  # reserved metric: whether the workers of a group have their places; until then they wait for them
+WAIT_SECONDS = 300.0  # for a node, when there is no room for a single trial: a new spot machine takes some minutes
+NODE, PLACE = "a node", "a place"  # what a run as a whole may wait for
+MOST_AWAITED = 16  # trials for which nodes are asked for where `max_concurrent` does not say
 MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
+
+
+def nothing_more(trials: int, avoided: Collection[str]) -> None:
+    """The demand of a run to whose cluster no nodes come by themselves."""
 
 
 class QueueRun:
@@ -44,8 +57,17 @@ class QueueRun:
         metric: str,
         max_failures: int,
         cluster: ClusterView,
-        stop_file: Path,
+        stop_file: Path | StopMark,
+        storage: Path | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+        workers: int = 1,
+        demand: Demand = nothing_more,
+        max_concurrent: int | None = None,
+        to_do: int | None = None,
     ):
+        """`storage`: the folder that all nodes share, if they share one. `wait_seconds`: for a node, when there is no
+        room for a single trial. `workers`: of a trial, at the least. `demand` is told all the time for how many trials
+        nodes should come; `to_do`: how many tasks the queue has at the most, None if nobody knows."""
         self.signum: int | None = None
         self.metric = metric
         self._missing = missing
@@ -54,7 +76,13 @@ class QueueRun:
         self._max_failures = max_failures
         self._cluster = cluster
         self._size: dict[str, float] = {}
-        self._blocked_since: float | None = None
+        self._storage = storage
+        self._wait_seconds = wait_seconds
+        self._waits = Waits(lambda reason, seconds: on_event("delayed", "", {"reason": reason, "seconds": seconds}))
+        self._workers = workers
+        self._demand = demand
+        self._most_awaited = max_concurrent or MOST_AWAITED
+        self._to_do = to_do
         self._health = NodeHealth()
         self._stop_file = stop_file
         self._stopping = False
@@ -64,6 +92,7 @@ class QueueRun:
         self._held: list[OpenTask] = []  # of the open ones those that no process runs, in the order of their turn
         self._paused: dict[str, OpenTask] = {}
         self._ended_seconds = 0.0
+        self._finished = 0
 
     def __deepcopy__(self, memo: Any) -> QueueRun:
         return self  # Tune copies searchers and callbacks; there is one queue
@@ -118,21 +147,44 @@ class QueueRun:
             names = [f"{self._cluster.name(node)}: {why}" for node, why in self._health.avoided.items()]
             raise ClusterLost("no node is left that could run a trial; avoided are:\n" + "\n".join(names))
         blocked = self._blocked()
-        if blocked is None:
-            self._blocked_since = None
-            return
-        self._blocked_since = self._blocked_since or time.monotonic()
-        waited = time.monotonic() - self._blocked_since
-        if waited > NO_ROOM_SECONDS:
-            raise ClusterLost(f"{blocked}; no node came in {waited:.0f} s")
+        self._waits.note(self._delays() if blocked is None else {NODE: f"waiting for a node: {blocked}"})
+        if blocked is not None and self._waits.seconds(NODE) >= self._wait_seconds:
+            raise ClusterLost(f"{blocked}; no node came in {self._waits.seconds(NODE):.0f} s")
+        self._demand(self._awaited(), self._health.avoided)
+
+    def _delays(self) -> dict[str, str]:
+        """What cannot go on although the cluster is large enough, and why."""
+        found = {
+            task_id: f"{task_id} waits for room for {self._workers} workers"
+            for task_id, task in self._open.items()
+            if task.waits_for_room
+        }
+        placeless = [task_id for task_id, task in self._open.items() if task.running and not task.has_process]
+        if placeless:
+            found[PLACE] = f"waiting: the cluster is used by others; without a place: {', '.join(placeless[:5])}"
+        return found
+
+    def _awaited(self) -> int:
+        """For how many trials nodes should come: for those that could run beside what the cluster holds. What has been
+        handed out and waits for its place asks for one itself."""
+        if any(task.running and (not task.has_process or task.waits_for_room) for task in self._open.values()):
+            return 0
+        left = math.inf if self._to_do is None else max(self._to_do - self._finished, len(self._open))
+        if self._dry:
+            left = len(self._open)
+        return max(0, int(min(left, self._most_awaited)) - self._slots())
 
     def _blocked(self) -> str | None:
         """Why something cannot go on before a node comes."""
-        if not self._slots() and not any(task.has_process for task in self._open.values()):
+        if not self._slots() and not any(task.works for task in self._open.values()):
             return self._cluster.too_small()
         for task in self._open.values():
-            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+            if not task.running or task.has_process:
+                continue
+            if task.shunned and not self._cluster.usable(task.shunned):
                 return f"{task.task.id} has failed on all nodes that are left"
+            if task.home and task.home not in self._cluster.usable(()):
+                return f"{task.task.id} was to start on {self._cluster.name(task.home)}, which has gone"
         return None
 
     def shunned_by(self, task_id: str) -> list[str]:
@@ -141,6 +193,13 @@ class QueueRun:
         avoided = {*self._health.avoided, *task.failed_on}
         task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
         return task.shunned
+
+    def home_of(self, task_id: str) -> str | None:
+        """Id of the node on which the task's process and its workers are to be; None: wherever there is room."""
+        task = self._open[task_id]
+        homes = [other.home for other in self._open.values() if other.running and other.home and other is not task]
+        task.home = self._cluster.home(task.shunned, homes)
+        return task.home
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -179,7 +238,11 @@ class QueueRun:
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
             task = self._open[task_id]
+            if SIGN in metrics:
+                return
             task.notes.update(metrics.pop(NOTES, {}))
+            if ROOM in metrics:
+                task.has_room(metrics.pop(ROOM))
             if "epoch" in metrics:
                 task.epoch = metrics["epoch"]
                 value = metrics.get(self.metric, 0.0)
@@ -190,10 +253,24 @@ class QueueRun:
                 self._on_event("report", task_id, metrics)
 
     def judge(self, task_id: str, metrics: Mapping[str, Any]) -> Verdict:
-        """What becomes of the task after this epoch; asked before `reported`."""
+        """What becomes of the task after this epoch; asked before `reported`.
+
+        That a rule ends it is told now, before the epoch is: a run that is killed before the task has ended must not
+        train it on, and a rule does not judge an epoch again that it knows. A budget is looked at again anyway."""
         task = self._open[task_id]
         with self._kept():
-            task.verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            task.verdict = verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            if verdict.action == "stop" and verdict.by not in (BUDGET, TARGET):
+                data = {"epoch": metrics["epoch"], "reason": verdict.reason, "stopped_by": verdict.by}
+                self._on_event("condemned", task_id, data)
+        return task.verdict
+
+    def judge_sign(self, task_id: str, stage: str) -> Verdict:
+        """What becomes of a task that has no epoch yet: a spent budget does not wait for one."""
+        task = self._open[task_id]
+        with self._kept():
+            if limit := self.queue.spent():
+                task.verdict = Verdict("stop", f"ended with the budget in its stage {stage}: {limit}", BUDGET)
         return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:
@@ -206,17 +283,18 @@ class QueueRun:
         self._halt(task, node)
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
+            if self._storage and final.get("disk") and (fault := fault_of_storage(self._storage, final["disk"])):
+                self.fail(StorageFull(fault))
+                return
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)
-        if task.fault:
-            self._finish(task, "failed", {"reason": task.fault, "node": node})
-        elif final is None and task.verdict.action == "pause":
-            self._pause(task)
-        elif final is None:
-            self._finish(task, "stopped", {"reason": task.verdict.reason, "node": node})
+        if task.fault or final is None:
+            self._end_as_judged(task)
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
+        elif final["status"] == "stopped":
+            self._stop(task, Verdict("stop", final["reason"], final.get("by") or ""))
         else:
             self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
@@ -225,6 +303,9 @@ class QueueRun:
         task = self._open[task_id]
         self._halt(task, node)
         task.node_id = node_id or task.node_id
+        if task.fault or task.verdict.action != "go":
+            self._end_as_judged(task)  # it died on its way out
+            return
         if task.node_id and self._cluster.is_lost(task.node_id):
             self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
             return
@@ -239,6 +320,15 @@ class QueueRun:
     def _halt(self, task: OpenTask, node: str | None) -> None:
         task.node = node
         task.halt(node or (self._cluster.name(task.node_id) if task.node_id else None))
+
+    def _end_as_judged(self, task: OpenTask) -> None:
+        """The last epoch has decided."""
+        if task.fault:
+            self._finish(task, "failed", {"reason": task.fault, "node": task.node})
+        elif task.verdict.action == "pause":
+            self._pause(task)
+        else:
+            self._stop(task, task.verdict)
 
     def _unfit(self, task: OpenTask, reason: str, *, certain: bool) -> None:
         """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
@@ -297,9 +387,8 @@ class QueueRun:
         if self._open and not self._stopping:
             raise Interrupted(signal.SIGUSR1)  # the one signal that Tune keeps to itself
         if not self._stopping:
-            for task_id, reason in self.queue.never_promoted().items():
-                task = self._paused.get(task_id) or OpenTask(self.queue.task(task_id))
-                self._finish(task, "stopped", {"reason": reason, "node": task.node})
+            for task_id, verdict in self.queue.never_promoted().items():
+                self._stop(self._paused.get(task_id) or OpenTask(self.queue.task(task_id)), verdict)
         if self._error is not None:
             raise self._error
 
@@ -311,6 +400,10 @@ class QueueRun:
             facts = {"epoch": task.epoch, "reason": task.verdict.reason, "runs": task.runs}
             self._on_event("paused", task.task.id, facts)
 
+    def _stop(self, task: OpenTask, verdict: Verdict) -> None:
+        by = {"stopped_by": verdict.by} if verdict.by else {}
+        self._finish(task, "stopped", {"reason": verdict.reason, **by, "node": task.node})
+
     def _finish(self, task: OpenTask, status: Ending, result: dict[str, Any]) -> None:
         restarts = {"restarts": task.restarts} if task.restarts else {}
         result = {**task.notes, **restarts, **result, "duration": task.seconds, "runs": task.runs}
@@ -319,6 +412,7 @@ class QueueRun:
             self._open.pop(task.task.id, None)
             self._paused.pop(task.task.id, None)
             self._ended_seconds += task.seconds
+            self._finished += 1
             self._on_event("finished", task.task.id, {"status": status, **result})
 
     @contextlib.contextmanager
@@ -343,13 +437,17 @@ class OpenTask:
         self.node_id: str | None = None
         self.failed_on: set[str] = set()  # ids of nodes that could not run it
         self.shunned: list[str] = []  # ids of nodes that its next process is kept from
+        self.home: str | None = None  # id of the one node that it has to be on
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
         self.runs: list[list[str | None]] = []
-        "[start, end, node] of every process that has had it; times in UTC as ISO 8601 has them"
+        "[start, end, node] of every stretch for which it held what it needs; times in UTC as ISO 8601 has them"
+        self._stretches: list[tuple[str, str]] = []  # those of the process that it has now
+        self.has_process = False
+        self.waits_for_room = False  # its process does: for that of its workers
         self._seconds = 0.0
         self._since: float | None = None
         self._started = ""
@@ -357,21 +455,37 @@ class OpenTask:
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
+        self.verdict = GO
+        self.has_process = True
         self._since, self._started = time.monotonic(), _now()
 
+    def has_room(self, yes: bool) -> None:
+        """Whether the workers of its group have their places. Time without them does not count."""
+        if self.has_process and yes == self.waits_for_room:
+            self._end_stretch()
+            self._since, self._started = (time.monotonic(), _now()) if yes else (None, "")
+            self.waits_for_room = not yes
+
     @property
-    def has_process(self) -> bool:
-        return self._since is not None
+    def works(self) -> bool:
+        """It holds what it needs."""
+        return self.has_process and not self.waits_for_room
 
     def halt(self, node: str | None) -> None:
         """The process, which ran on this node, has it no more."""
+        self._end_stretch()
+        self.runs += [[start, end, node] for start, end in self._stretches]
+        self._stretches.clear()
+        self.has_process = self.waits_for_room = False
+
+    def _end_stretch(self) -> None:
         if self._since is not None:
-            self.runs.append([self._started, _now(), node])
+            self._stretches.append((self._started, _now()))
         self._seconds, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
-        """How long it held a process."""
+        """How long it held what it needs."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
 

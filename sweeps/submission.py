@@ -30,9 +30,9 @@ import genrec
 import sweeps
 from genrec.config import recipe_files
 from genrec.errors import ExitCode, InputError
-from genrec.object_store import checked_url, is_url
+from genrec.object_store import checked_storage, is_url
+from sweeps.cluster_view import PROBE_SECONDS
 from sweeps.environment import environment
-from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
 
@@ -65,12 +65,11 @@ class Request:
     pip: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        if is_url(self.storage):
-            checked_url(self.storage)
-        elif not PurePosixPath(self.storage).is_absolute():
+        object.__setattr__(self, "storage", checked_storage(self.storage))
+        if not is_url(self.storage) and not PurePosixPath(self.storage).is_absolute():
             raise InputError(
                 f"--storage {self.storage}: a job works in a folder that is deleted after it; give the absolute path "
-                "of a folder that all nodes of the cluster share, or s3://BUCKET/PREFIX"
+                "of a folder that all nodes of the cluster share, or s3:// or gs://BUCKET/PREFIX"
             )
 
 

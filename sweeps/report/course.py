@@ -68,7 +68,7 @@ def stopped(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
     chosen = [r for r in records if r.status == "stopped" and r.duplicate_of is None]
     if not chosen:
         return [Text("No trial was stopped early.")]
-    causes = {r.id: stopped_by(r.reason, ledger.spec.scheduler) for r in chosen}
+    causes = {r.id: stopped_by(r, ledger.spec.scheduler) for r in chosen}
     counts = Counter(causes.values())
     rules = [
         Text(f"Rule {name} ({counted(counts[name], 'trial')}): {words}")
@@ -103,12 +103,17 @@ def failures(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
     if again:
         lines: list[list[Cell]] = [[name, line] for name, line in again[:MAX_ROWS]]
         blocks.append(Table("Started again", ["trial", "why"], lines, _cut(again)))
-    infeasible = Counter((r.reason or "").split(" is false for ")[0] for r in records if r.status == "infeasible")
+    infeasible = Counter(_broken(r) for r in records if r.status == "infeasible")
     if infeasible:
         points: list[list[Cell]] = [[reason, count] for reason, count in infeasible.most_common(20)]
         note = "Proposed and not run: they cost nothing."
         blocks.append(Table("Infeasible points by reason", ["reason", "points"], points, note))
     return blocks
+
+
+def _broken(record: TrialRecord) -> str:
+    """The rule that an infeasible point breaks; ledgers of earlier versions have it in the words of the reason."""
+    return record.broken or (record.reason or "").split(" is false for ")[0]
 
 
 def _first_line(reason: str | None) -> str:

@@ -36,7 +36,7 @@ class Span(NamedTuple):
     node: str
     start: datetime
     end: datetime
-    finalist: bool = False
+    is_finalist: bool = False
 
     @property
     def seconds(self) -> float:
@@ -262,7 +262,7 @@ def plan(ledger: Ledger, spans: Sequence[Span]) -> list[Block]:
     cpus, gpus = (each * resources.most_workers for each in (resources.cpus_per_worker, resources.gpus_per_worker))
     hours = busy_seconds(ledger, spans) / 3600
     rows: list[tuple[str, float | None, float]] = [*planned_against_actual(planned, ledger)]
-    ran = [span for span in spans if span.finalist]
+    ran = [span for span in spans if span.is_finalist]
     if ran:
         wall = (max(s.end for s in ran) - min(s.start for s in ran)).total_seconds()
         rows.append(("finalists seconds", (planned.get("finalists") or {}).get("seconds"), wall))

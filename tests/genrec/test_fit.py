@@ -119,6 +119,16 @@ def stop_after(epoch: int) -> Callable[[dict], None]:
     return report
 
 
+def exit_after(epoch: int) -> Callable[[dict], None]:
+    """As Ray Tune ends a training: at a report."""
+
+    def report(row: dict[str, Any]) -> None:
+        if row["epoch"] == epoch:
+            raise SystemExit(0)
+
+    return report
+
+
 def dying_loss(model: Tiger, calls: int, die: Callable[[], None]) -> Callable[[Window], torch.Tensor]:
     """The loss, which dies at the given call."""
     counter = itertools.count(1)
@@ -148,6 +158,17 @@ def test_equal_seeds_give_equal_bits():
     assert digest(one[0].state_dict(), one[1].rows) == digest(two[0].state_dict(), two[1].rows)
     other = train(seed=1)
     assert digest(one[0].state_dict(), one[1].rows) != digest(other[0].state_dict(), other[1].rows)
+
+
+def test_a_run_that_is_told_to_stop_saves_the_epoch_that_it_has_just_reported(tmp_path):
+    """Although no checkpoint is due: the next process trains no epoch again, and ends with the same bits."""
+    train(folder=tmp_path / "undisturbed")
+    with pytest.raises(SystemExit):
+        train(folder=tmp_path / "stopped", report=exit_after(2), checkpoint_interval=1e9)
+    trained: list[int] = []
+    train(folder=tmp_path / "stopped", on_step=lambda told: trained.append(told.epoch), checkpoint_interval=1e9)
+    assert set(trained) == {3, 4}
+    assert final_digest(tmp_path / "stopped") == final_digest(tmp_path / "undisturbed")
 
 
 ALL = Augmentation(crop=0.5, mask=0.3, reorder=0.5)
@@ -483,13 +504,17 @@ def run_killed_often(folder: Path) -> None:
 
 def one_rank(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    # The second rank starts from other weights: it must take those of the first.
-    model, _ = train(
-        make_model(seed=rank, dropout=0.0).double(),
-        folder=folder / "checkpoints",
-        batches=make_batches(**TOGETHER),
-    )
+    # The second rank starts from other weights: it must take those of the first. It is on another node, without the
+    # first one's folder: what it goes on from comes from the first as well.
+    here = folder / ("checkpoints" if rank == 0 else "of-another-node")
+    model, _ = train(make_model(seed=rank, dropout=0.0).double(), folder=here, batches=make_batches(**TOGETHER))
+    if rank == 0:
+        shutil.rmtree(generations(here)[-1])
     assert sum_over_ranks([rank, 1]) == [1, 2]
+    again, fitted = train(make_model(seed=rank, dropout=0.0).double(), folder=here, batches=make_batches(**TOGETHER))
+    assert [row["epoch"] for row in fitted.rows] == list(range(1, EPOCHS + 1))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
     save_file(model.state_dict(), folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 

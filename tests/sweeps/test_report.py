@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from made_up_trials import finished_sweep
+from made_up_trials import SAMPLED, finished_sweep, spec_of
 from optuna.distributions import FloatDistribution
 from scipy import stats
 
@@ -27,12 +28,14 @@ from genrec.config import load_config
 from genrec.semantic_ids import SemanticIds, measure_health
 from sweeps.cli import main
 from sweeps.finalists import compare_finalists, current_runs, finalist_name, note_plan, plan_finalists
+from sweeps.leaderboard import status_lines
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.report import make_document, sweep_text, write_report
 from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.document import Block, Commands, Document, Picture, Spread, Table, Text, shown
 from sweeps.report.importance import MIN_TRIALS, Comparable, comparable_trials, measure_importance
 from sweeps.report.standing import chosen_config
+from sweeps.report.summary import commands
 from sweeps.significance import Ranked
 from sweeps.spec import SweepSpec, load_spec
 from sweeps.status import sweep_status
@@ -764,3 +767,18 @@ def test_cells_of_the_csv_are_no_formulas(hostile_sweep: Path, tmp_path: Path, h
     table = list(csv.DictReader(files.trials.read_text().splitlines()))
     assert [row["status"] for row in table] == ["completed", "completed", "failed"]
     assert float(table[0]["train.learning_rate"]) == 3e-3
+
+
+def test_commands_that_are_printed_can_be_copied_whatever_the_storage_is_called(tmp_path: Path) -> None:
+    storage = tmp_path / "its $HOME"
+    finished_sweep(storage / "s", spec_of(tmp_path, SAMPLED, budget__trials=2, name="s"))
+    (storage / "s" / "bundle").mkdir()
+    (storage / "s" / "bundle" / "items.jsonl").write_text('{"item": "one item"}\n{"item": "B2"}\n')
+    ledger = Ledger.read(storage / "s")
+    lines = [line for line in status_lines(ledger, str(storage)) if line.startswith(("  genrec", "  sweeps"))]
+    lines += [line for _, line in commands(ledger, sweep_status(ledger), storage / "s" / "report").lines]
+    words = [shlex.split(line) for line in lines]
+    assert len(words) == 9
+    for one in words:
+        assert str(storage) in one or str(storage / "s" / "bundle") in one or f"{storage}/.artifacts" in one, one
+    assert [one[4] for one in words if one[:2] == ["genrec", "recommend"]] == ["one item,B2"] * 2
