@@ -75,13 +75,16 @@ def drive(
 
 @contextlib.contextmanager
 def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
-    """Keep in the ledger what is told of the cluster in the block: its size over time, and the nodes it avoids."""
+    """Keep in the ledger what is told of the cluster in the block: its size over time, the nodes it avoids, and when it
+    ran what has not ended."""
 
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "cluster":
             note_size(ledger, data)
         elif event == "avoided":
             ledger.set_fact("avoided", {**(ledger.fact("avoided") or {}), task_id: data["reason"]})
+        elif event in ("paused", "halted"):
+            ledger.note_runs(task_id, data["runs"])
         on_event(event, task_id, data)
 
     note_begin(ledger)
