@@ -164,14 +164,17 @@ def start(
     storage: str | Path | None = None,
     address: str | None = None,
     resume: bool = False,
+    revise: bool = False,
     quiet: bool = False,
 ) -> Sweep:
-    """`run` with a spec that is loaded already."""
+    """`run` with a spec that is loaded already. `revise`: a sweep that is continued goes on with what `spec` says."""
     from sweeps.ledger import Ledger
 
     storage = storage or spec.storage or STORAGE
     folder = working_folder(storage) / spec.name
     if resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
+        if revise:
+            return _continue(load(spec.name, storage), spec, storage, address, quiet)
         if not quiet:
             _say_what_is_left_out(load(spec.name, storage).spec, spec)
         return _resume(spec.name, storage=storage, address=address, quiet=quiet)
@@ -199,19 +202,31 @@ def resume(
             record raises `InputError` with a line for every key, and changes nothing.
         accept_data: go on although the data are not those of the recorded trials.
     """
-    from sweeps.ledger import Ledger
-
     sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
     spec = sweep.spec if file is None else load_spec(file, {"name": name})
     if limits:
         data = spec.to_dict()
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
+    return _continue(sweep, spec, storage, address, quiet, accept_data)
+
+
+def _continue(
+    sweep: Sweep,
+    spec: SweepSpec,
+    storage: str | Path,
+    address: str | None,
+    quiet: bool,
+    accept_data: bool = False,
+) -> Sweep:
+    """Go on with a sweep as `spec` says; what contradicts its record raises `InputError`."""
+    from sweeps.ledger import Ledger
+
     if sweep.state == "finished" and spec == sweep.spec:
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
-    return _drive(Ledger.open(folder_to_drive(name, storage)), address, quiet, spec, accept_data)
+    return _drive(Ledger.open(folder_to_drive(spec.name, storage)), address, quiet, spec, accept_data)
 
 
 def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
