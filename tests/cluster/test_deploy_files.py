@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,7 +30,8 @@ CRDS = [
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=loader))
 
 
 def pods(node: Any) -> Iterator[dict[str, Any]]:
@@ -81,16 +83,23 @@ def test_a_manifest_is_valid_by_kuberays_own_schema(path: Path) -> None:
     folder = next((folder for folder in CRDS if folder.is_dir()), None)
     if folder is None:
         pytest.skip(f"KubeRay's CRDs are in none of {', '.join(map(str, CRDS))}")
+    kinds = kinds_of(folder)
+    for document in documents(path):
+        key = document["apiVersion"], document["kind"]
+        if key[0].startswith("ray.io/"):
+            jsonschema.Draft202012Validator(strict(kinds[key])).validate(document)
+
+
+@functools.cache
+def kinds_of(folder: Path) -> dict[tuple[str, str], Any]:
+    """API version and kind -> schema, of the CRDs in a folder."""
     kinds = {}
     for crd in folder.glob("*.yaml"):
         [definition] = documents(crd)
         for version in definition["spec"]["versions"]:
             key = f"ray.io/{version['name']}", definition["spec"]["names"]["kind"]
             kinds[key] = version["schema"]["openAPIV3Schema"]
-    for document in documents(path):
-        key = document["apiVersion"], document["kind"]
-        if key[0].startswith("ray.io/"):
-            jsonschema.Draft202012Validator(strict(kinds[key])).validate(document)
+    return kinds
 
 
 def strict(schema: Any) -> Any:
@@ -153,6 +162,19 @@ def test_pods_are_reached_by_each_other_and_by_the_operator_alone() -> None:
     for path in MANIFESTS:
         templates = json.dumps(documents(path)).count('"containers"')
         assert json.dumps(documents(path)).count(f'"labels": {json.dumps(labels)}') == templates
+
+
+def test_the_ways_out_that_the_readme_speaks_of_are_there_to_be_opened() -> None:
+    """Each commented line is valid YAML at its place."""
+    text = (CLUSTER / "kubernetes" / "common.yaml").read_text(encoding="utf-8")
+    opened = re.sub(r"^( +)# ((?:- |  )[ \w]*[-{\w].*(?::|\}).*)$", r"\1\2", text, flags=re.M)
+    [policy] = [document for document in yaml.safe_load_all(opened) if document["kind"] == "NetworkPolicy"]
+    rules = policy["spec"]["egress"]
+    ports = {port["port"] for rule in rules for port in rule.get("ports", [])}
+    assert ports == {53, 443, 9000, 5432, 3306, 2049, 80, 988}
+    assert [block["ipBlock"]["cidr"] for block in rules[2]["to"]] == ["169.254.170.23/32", "169.254.169.254/32"]
+    [closed] = [document for document in yaml.safe_load_all(text) if document["kind"] == "NetworkPolicy"]
+    assert {port["port"] for port in closed["spec"]["egress"][1]["ports"]} == {53, 443}
 
 
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
