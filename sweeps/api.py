@@ -7,17 +7,19 @@ which `resume` continues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig
+from genrec.config import RunConfig, with_values
 from genrec.errors import InputError
 from genrec.object_store import is_url
 from sweeps.folders import DEFAULT as STORAGE
-from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
+from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, sweeps_command, working_folder
+from sweeps.interruption import interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec
+from sweeps.this_machine import require_here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +143,7 @@ def run(
     *,
     storage: str | Path | None = None,
     address: str | None = None,
-    resume: bool = False,
+    or_resume: bool = False,
     quiet: bool = False,
 ) -> Sweep:
     """Run the sweep that `file` describes, from data to winner.
@@ -151,11 +153,11 @@ def run(
         storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
             name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
-        resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        or_resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
         quiet: show nothing while it runs.
     """
     own, settings = _sort_overrides(overrides or {})
-    return start(load_spec(file, own, settings), storage=storage, address=address, resume=resume, quiet=quiet)
+    return start(load_spec(file, own, settings), storage=storage, address=address, or_resume=or_resume, quiet=quiet)
 
 
 def start(
@@ -163,7 +165,7 @@ def start(
     *,
     storage: str | Path | None = None,
     address: str | None = None,
-    resume: bool = False,
+    or_resume: bool = False,
     revise: bool = False,
     quiet: bool = False,
 ) -> Sweep:
@@ -172,14 +174,15 @@ def start(
 
     storage = storage or spec.storage or STORAGE
     folder = working_folder(storage) / spec.name
-    if resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
+    if or_resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
         if revise:
             return _continue(load(spec.name, storage), spec, storage, address, quiet)
         if not quiet:
-            _say_what_is_left_out(load(spec.name, storage).spec, spec)
-        return _resume(spec.name, storage=storage, address=address, quiet=quiet)
+            _say_what_is_left_out(load(spec.name, storage).spec, spec, storage)
+        return resume(spec.name, storage=storage, address=address, quiet=quiet)
     check_names(spec, storage)
-    return _drive(Ledger.create(folder, spec), address, quiet)
+    require_here(spec, address)
+    return _drive(Ledger.create(folder, spec), address, quiet, is_new=True)
 
 
 def resume(
@@ -188,7 +191,9 @@ def resume(
     trials: int | None = None,
     time: float | str | None = None,
     file: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     accept_data: bool = False,
+    accept_code: bool = False,
     storage: str | Path = STORAGE,
     address: str | None = None,
     quiet: bool = False,
@@ -199,16 +204,22 @@ def resume(
     Args:
         trials, time: other limits of the search, both in all, with what was run before; time in seconds or as `2h`.
         file: the sweep's file as it was edited: a wider space, other finalists, other resources. What contradicts the
-            record raises `InputError` with a line for every key, and changes nothing.
-        accept_data: go on although the data are not those of the recorded trials.
+            record raises `InputError` with a line for every key, and changes nothing. Settings of the base that the
+            sweep was started with (`--set`) and that the file does not name stay as they are.
+        settings: those of the base, by config path, to read the file with.
+        accept_data, accept_code: go on although the data, or the code of the stages, are not those of the recorded
+            trials.
     """
     sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
-    spec = sweep.spec if file is None else load_spec(file, {"name": name})
+    if file is not None:
+        spec = load_spec(file, {"name": name}, settings, config_defaults=sweep.spec.set)
+    else:
+        spec = _with_settings(sweep.spec, settings or {})
     if limits:
         data = spec.to_dict()
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
-    return _continue(sweep, spec, storage, address, quiet, accept_data)
+    return _continue(sweep, spec, storage, address, quiet, accept_data=accept_data, accept_code=accept_code)
 
 
 def _continue(
@@ -217,7 +228,9 @@ def _continue(
     storage: str | Path,
     address: str | None,
     quiet: bool,
+    *,
     accept_data: bool = False,
+    accept_code: bool = False,
 ) -> Sweep:
     """Go on with a sweep as `spec` says; what contradicts its record raises `InputError`."""
     from sweeps.ledger import Ledger
@@ -226,10 +239,27 @@ def _continue(
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
-    return _drive(Ledger.open(folder_to_drive(spec.name, storage)), address, quiet, spec, accept_data)
+    require_here(spec, address)
+    return _drive(
+        Ledger.open(folder_to_drive(spec.name, storage)),
+        address,
+        quiet,
+        spec=spec,
+        accept_data=accept_data,
+        accept_code=accept_code,
+    )
 
 
-def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
+def _with_settings(spec: SweepSpec, settings: Mapping[str, Any]) -> SweepSpec:
+    """The spec as it would be had it been read with these settings of the base."""
+    if not settings:
+        return spec
+    data = spec.to_dict()
+    values = with_values(data["base_values"], settings)
+    return SweepSpec.from_dict(data | {"set": data["set"] | dict(settings), "base_values": values})
+
+
+def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec, storage: str | Path) -> None:
     """A sweep that is continued as it was started takes nothing from a file that was edited since."""
     from rich.console import Console
     from rich.text import Text
@@ -238,12 +268,10 @@ def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
 
     lines = described(difference(started.to_dict(), asked.to_dict()))
     if lines:
-        fix = f"sweeps resume {started.name} --file FILE goes on with what is asked for"
+        go_on = sweeps_command("resume", started.name, "--file", "FILE", storage=storage)
+        fix = f"with what is asked for it goes on by: {go_on}"
         text = "\n".join([f"warning: {started.name} continues as it was started, without:", *lines, fix])
         Console(stderr=True).print(Text(text), soft_wrap=True)
-
-
-_resume = resume  # `start` has a switch of this name
 
 
 def load(name: str, storage: str | Path = STORAGE) -> Sweep:
@@ -269,13 +297,19 @@ def reevaluate(
     chosen = {key: value for key, value in (("top_k", top_k), ("seeds", seeds)) if value is not None}
     if any(value < 1 for value in chosen.values()):
         raise InputError(f"top_k and seeds must be 1 or more, got {chosen}")
-    with Ledger.open(folder_to_drive(name, storage)) as ledger:
-        if ledger.fact("phase") not in ("finalists", "finished"):
-            raise InputError(f"sweep {name}: its search is not done yet; continue with: sweeps resume {name}")
+    sweep = load(name, storage)
+    if sweep.ledger.fact("phase") not in ("finalists", "finished"):
+        go_on = sweeps_command("resume", name, storage=storage)
+        raise InputError(f"sweep {name}: its search is not done yet; continue with: {go_on}")
+    require_here(sweep.spec, address)
+    ledger = Ledger.open(folder_to_drive(name, storage))
+
+    def begin() -> None:
         known = ledger.fact("reevaluation") or {}
         ledger.set_fact("reevaluation", known | chosen | {"revisions": len(ledger.revisions)})
         ledger.mark("finalists")
-        return _drive(ledger, address, quiet)
+
+    return _drive(ledger, address, quiet, on_ready=begin)
 
 
 def compare(
@@ -308,18 +342,19 @@ def compare(
     from sweeps.live import DriverConsole
 
     console = DriverConsole(quiet)
-    return run_experiment(
-        str(a),
-        str(b),
-        seeds,
-        overrides or {},
-        metric=metric,
-        split=split,
-        resources=resources,
-        storage=Path(storage),
-        address=address,
-        say=lambda line: console.print(Text(line), soft_wrap=True),
-    )
+    with interruptible():
+        return run_experiment(
+            str(a),
+            str(b),
+            seeds,
+            overrides or {},
+            metric=metric,
+            split=split,
+            resources=resources,
+            storage=Path(storage),
+            address=address,
+            say=lambda line: console.print(Text(line), soft_wrap=True),
+        )
 
 
 def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -333,18 +368,33 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def _drive(
-    ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
+    ledger: Ledger,
+    address: str | None,
+    quiet: bool,
+    *,
+    is_new: bool = False,
+    spec: SweepSpec | None = None,
+    accept_data: bool = False,
+    accept_code: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> Sweep:
+    """Drive an open ledger to its end and close it. `is_new`: begun by the caller; if it is refused before its first
+    trial, it is taken back. `spec`: what it becomes. `on_ready`: see `drive`."""
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
     from sweeps.live import DriverConsole, LiveView
     from sweeps.notify import told
 
-    with ledger:
+    with interruptible(), ledger:
         view = LiveView(ledger, DriverConsole(quiet))
-        note_session(ledger, view.say, accept_data=accept_data)
-        if spec is not None:
-            ledger.revise(spec)
-        with told(ledger, view.say), view.shown():
-            drive(ledger, address=address, on_event=view.on_event, say=view.say)
+        try:
+            note_session(ledger, view.say, accept_data=accept_data, accept_code=accept_code)
+            if spec is not None:
+                ledger.revise(spec)
+            with told(ledger, view.say), view.shown():
+                drive(ledger, address=address, on_event=view.on_event, say=view.say, on_ready=on_ready)
+        except (InputError, ConnectionError):
+            if is_new and not ledger.trials():
+                ledger.discard()
+            raise
     return Sweep(ledger.folder)

@@ -7,22 +7,26 @@ resumable.
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
-from genrec.errors import InputError
+from genrec.errors import ExitCode, InputError
 from genrec.object_store import checked_url, is_url
+from genrec.terminal import Commands, fail, printable
 from sweeps import api
-from sweeps.folders import DEFAULT, has_sweep, working_folder
+from sweeps.errors import LedgerError, SweepFailed
+from sweeps.folders import DEFAULT, has_sweep, is_sweep, sweeps_command, working_folder
+from sweeps.interruption import Interrupted, interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
+from sweeps.wording import counted
 
 if TYPE_CHECKING:
     from genrec.data.interactions import Split
@@ -68,8 +72,13 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @click.argument("file")
 @set_option
 @storage_of_file_option
-def validate(file: str, assignments: tuple[str, ...], storage: str | None) -> None:
-    """Check FILE against the config's schema; starts nothing."""
+@click.option("--address", help="Ray cluster on which it would run: this machine's data and size don't matter then.")
+def validate(file: str, assignments: tuple[str, ...], storage: str | None, address: str | None) -> None:
+    """Check FILE against the config's schema, and whether this machine could run it; starts nothing.
+
+    Data that FILE or --set names and that are not here are an error; what its base expects at a usual place, and what
+    its trials need of a machine, is only said.
+    """
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
     check_names(spec, _storage(spec, storage))
     click.echo(f"{file}: a valid sweep named {spec.name}")
@@ -84,6 +93,21 @@ def validate(file: str, assignments: tuple[str, ...], storage: str | None) -> No
     click.echo(f"  infeasible: {share:.0%}" + (f"; the first: {example}" if example else ""))
     objectives = ", ".join(f"{mode} {name}" for name, mode in spec.objectives.items())
     click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {objectives}")
+    _say_what_is_missing_here(spec, address)
+
+
+def _say_what_is_missing_here(spec: SweepSpec, address: str | None) -> None:
+    """What would keep `run` from beginning on this machine. Raises `InputError` where the sweep itself names it."""
+    from genrec.data.presence import missing_inputs
+    from sweeps.this_machine import ELSEWHERE, lacking, runs_here
+
+    if not runs_here(address):
+        return
+    missing = missing_inputs(spec.base_config())
+    if missing and any(key.startswith(("dataset.", "embeddings.", "tokenizer.pretrained")) for key in spec.set):
+        raise InputError("\n".join([*missing, ELSEWHERE]))
+    for line in [*missing, *lacking(spec.resources)]:
+        click.echo(printable(f"warning: not on this machine: {line}"), err=True)
 
 
 @main.command()
@@ -126,7 +150,8 @@ def plan(
     """Print what the sweep that FILE describes will cost, and write it beside the sweep; starts no trial."""
     spec = _spec(file, name, trials, assignments)
     storage = _storage(spec, storage)
-    from sweeps.planner import plan_lines, plan_sweep
+    from sweeps.plan_text import plan_lines
+    from sweeps.planner import plan_sweep
 
     ledger = api.load(like, storage).ledger if like else None
     planned = plan_sweep(spec, storage, measure=measure, like=ledger, cpus=cpus, gpus=gpus)
@@ -202,12 +227,18 @@ def run(
     )
     storage = _storage(spec, storage)
     if dry_run:
-        from sweeps.planner import plan_lines, plan_sweep
+        from sweeps.plan_text import plan_lines
+        from sweeps.planner import plan_sweep
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return
-    with _exit_codes(spec.name), _nodes_for(spec, address, wait):
-        sweep = api.start(spec, storage=storage, address=address, resume=or_resume, revise=revise)
+
+    def again() -> str:
+        begun = is_sweep(working_folder(storage) / spec.name)
+        return _resume_command(spec.name, storage, address) if begun else "the same command"
+
+    with _exit_codes(again), _nodes_for(spec, address, wait):
+        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, revise=revise)
         _print_status(sweep.ledger, storage)
 
 
@@ -267,12 +298,14 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
     if spec.resources.max_concurrent is None:
         raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
     from sweeps.ray_cluster import Resources, room_for, start_ray
+    from sweeps.this_machine import require_here
 
-    with (
-        start_ray(address),
-        room_for(Resources.of(spec.resources), spec.resources.max_concurrent, float(seconds(wait))),
-    ):
-        yield
+    require_here(spec, address)
+    trials = spec.resources.max_concurrent
+    with start_ray(address):
+        click.echo(f"waiting up to {wait} for room for {counted(trials, 'trial')}", err=True)
+        with room_for(Resources.of(spec.resources), trials, float(seconds(wait))):
+            yield
 
 
 @main.command()
@@ -280,7 +313,9 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
 @time_option
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
+@set_option
 @click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
+@click.option("--accept-code", is_flag=True, help="Go on although the code of the stages is not that of the trials.")
 @storage_option
 @address_option
 def resume(
@@ -288,22 +323,27 @@ def resume(
     trials: int | None,
     time: str | None,
     file: str | None,
+    assignments: tuple[str, ...],
     accept_data: bool,
+    accept_code: bool,
     storage: str,
     address: str | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
-    What changes is recorded as a revision; what contradicts the recorded trials is refused.
+    What changes is recorded as a revision; what contradicts the recorded trials is refused. What the sweep was started
+    with by --set holds on where the FILE names no other value.
     """
-    with _exit_codes(name):
+    with _exit_codes(_resume_command(name, storage, address)):
         before = api.load(name, storage)
         sweep = api.resume(
             name,
             trials=trials,
             time=time,
             file=file,
+            settings=parse_overrides(assignments),
             accept_data=accept_data,
+            accept_code=accept_code,
             storage=storage,
             address=address,
         )
@@ -320,7 +360,7 @@ def resume(
 @address_option
 def reevaluate(name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None) -> None:
     """Choose the winner of NAME again, from more trials or with more seeds; what is measured is kept."""
-    with _exit_codes(name):
+    with _exit_codes(_resume_command(name, storage, address)):
         _print_status(api.reevaluate(name, top_k, seeds, storage=storage, address=address).ledger, storage)
 
 
@@ -355,7 +395,7 @@ def compare(
     is not trained again.
     """
     overrides = parse_overrides(assignments)
-    with _exit_codes(f"comparison of {a} and {b}", again="the same command"):
+    with _exit_codes("the same command"):
         from sweeps.ray_cluster import Resources
 
         resources = None
@@ -385,7 +425,7 @@ def compare(
 @click.option("--watch", "watched", is_flag=True, help="First look on until the sweep ends; from any machine.")
 def status(name: str, storage: str, form: str, watched: bool) -> None:
     """Print what a sweep has come to; reads the ledger only."""
-    with _exit_codes(name, again=f"sweeps status {name} --watch" if watched else None):
+    with _exit_codes(sweeps_command("status", name, *(["--watch"] if watched else []), storage=storage)):
         sweep = api.load(name, storage)
         if watched:
             from rich.console import Console
@@ -404,7 +444,7 @@ def status(name: str, storage: str, form: str, watched: bool) -> None:
 @storage_option
 def sync(name: str, storage: str) -> None:
     """Upload to Weights & Biases what the trials of NAME wrote offline; what has arrived is not sent again."""
-    with _exit_codes(name, again=f"sweeps sync {name}"):
+    with _exit_codes(sweeps_command("sync", name, storage=storage)):
         from genrec.uploads import upload
         from sweeps.folders import tracking_folder
 
@@ -428,7 +468,7 @@ def report(
         raise click.UsageError("--csv, --markdown and --wandb exclude each other")
     if dry_run and not to_wandb:
         raise click.UsageError("--dry-run goes with --wandb")
-    with _exit_codes(name, again=f"sweeps report {name}" + (" --wandb" if to_wandb else "")):
+    with _exit_codes(sweeps_command("report", name, *(["--wandb"] if to_wandb else []), storage=storage)):
         from sweeps.report import make_document
         from sweeps.report.markdown import markdown
         from sweeps.report.spreadsheet import trials_csv
@@ -462,7 +502,7 @@ def _wandb_report(sweep: api.Sweep, out: str | None, *, publish: bool) -> None:
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 def dashboard(name: str, storage: str, port: int) -> None:
     """Look at NAME in optuna-dashboard, on this machine, until Ctrl-C; it can change nothing."""
-    with _exit_codes(name):
+    with _exit_codes(sweeps_command("dashboard", name, storage=storage)):
         from sweeps.dashboard import HOST, open_dashboard
 
         with open_dashboard(api.load(name, storage).ledger, port) as server:
@@ -519,7 +559,7 @@ def submit(
     words += [word for assignment in assignments for word in ("--set", assignment)]
     options = {"recipe": recipe, "name": name, "trials": trials, "time": time, "wait-for-nodes": wait}
     words += [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
-    with _exit_codes(spec.name, again="the same command"):
+    with _exit_codes("the same command"):
         from sweeps.job_server import Cluster
         from sweeps.submission import Request
 
@@ -545,30 +585,30 @@ def _print_lines(lines: Iterable[str]) -> None:
         click.echo(printable(line))
 
 
+def _resume_command(name: str, storage: str, address: str | None) -> str:
+    return sweeps_command("resume", name, *(["--address", address] if address else []), storage=storage)
+
+
 @contextmanager
-def _exit_codes(name: str, again: str | None = None) -> Iterator[None]:
-    """Errors of a running sweep as sentences and exit codes; `again`: the command that continues."""
-    again = again or f"sweeps resume {name}"
-    from sweeps.driver import SweepFailed
-    from sweeps.journal import LedgerError
-    from sweeps.queue_run import Interrupted
+def _exit_codes(again: str | Callable[[], str]) -> Iterator[None]:
+    """Errors of a running sweep, and signals, as sentences and exit codes; `again`: the command that continues."""
+
+    def go_on() -> str:
+        return again if isinstance(again, str) else again()
 
     try:
-        yield
-    except SweepFailed as error:
-        fail(str(error), 3)
-    except LedgerError as error:
-        fail(str(error), 2 if "exists;" in str(error) or "being driven" in str(error) else 4)
-    except Interrupted as stop:
-        click.echo(f"{stop}; continue with: {again}", err=True)
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; continue with: {again}", err=True)
-        sys.exit(130)
+        with interruptible():
+            yield
+    except (LedgerError, SweepFailed) as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        click.echo(f"{str(stop) or 'interrupted'}; continue with: {go_on()}", err=True)
+        sys.exit(ExitCode.of_signal(signum))
     except BrokenPipeError:
         raise  # click ends quietly when the reader of our output has gone
-    except (ConnectionError, OSError) as error:
-        fail(f"{error}\nnothing recorded is lost; continue with: {again}", 4)
+    except OSError as error:
+        fail(f"{error}\nnothing recorded is lost; continue with: {go_on()}", ExitCode.ENVIRONMENT)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Everything is made from the ledger and the artifacts, so it can be made again at
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,21 @@ from sweeps.finalists import (
     compare_finalists,
     config_of_run,
     current_runs,
+    failed_seeds,
     finalist_name,
     metric_per_user,
     rank_finalists,
     spread,
     summarise,
     verdict,
+    without_result,
 )
-from sweeps.leaderboard import in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import Measured, measure, measure_ensemble
 from sweeps.records import FinalistRun, finalist_id
 from sweeps.significance import Ranked
 from sweeps.trial import tracked_sweep, tracked_trial
+from sweeps.wording import in_order, plus_minus
 
 ENSEMBLE = "ensemble"
 
@@ -44,42 +46,45 @@ ENSEMBLE = "ensemble"
 def conclude(ledger: Ledger, store: ArtifactStore, say: Callable[[str], None]) -> None:
     """Compare, say what came out, export the winner; the facts go to the ledger."""
     spec = ledger.spec
-    runs = [run for run in current_runs(ledger) if run.status == "completed"]
-    ranked = rank_finalists(summarise(runs), spec.metric, spec.mode)
+    planned = current_runs(ledger)
+    runs = [run for run in planned if run.status == "completed"]
+    ranked = rank_finalists(summarise(planned), spec.metric, spec.mode)
     metric = metric_per_user(spec.metric, ranked[0]["test"])
     config = spec.finalist_config(spec.base_config())
     say("measuring the baselines")
     references = measure_references(config, store, "test")
     say("comparing the finalists user by user")
     names = [row["trial"] for row in ranked]
-    measured = {name: _ranked(name, ledger, store, runs) for name in names}
-    ensemble, ensemble_ranked = _ensemble(ledger, store, names[0], runs)
+    measured = {row["trial"]: _ranked(row, ledger, store, runs) for row in ranked}
+    whole = [row["trial"] for row in ranked if not row["failed"]]
+    ensemble, ensemble_ranked = _ensemble(ledger, store, names[0], [run for run in runs if _name(run) in whole])
     comparisons = compare_finalists(names, measured, metric, ensemble_ranked)
     for key, value in references.items():
         ledger.set_fact(key, value)
     ledger.set_fact("ensemble", ensemble)
     ledger.set_fact("protocol", protocol(config, open_interactions(store, stage_keys(config)), "test"))
     ledger.set_fact("comparisons", [comparison.to_dict() for comparison in comparisons])
-    ledger.set_fact("verdict", verdict(ranked, comparisons, references["baselines"], metric))
+    ledger.set_fact("verdict", verdict(ranked, comparisons, references["baselines"], metric, without_result(planned)))
     _export(ledger, store, ranked[0], runs)
     ledger.mark("finished")
 
 
-def _ranked(name: str, ledger: Ledger, store: ArtifactStore, runs: Sequence[FinalistRun]) -> Ranked:
+def _ranked(row: Mapping[str, Any], ledger: Ledger, store: ArtifactStore, runs: Sequence[FinalistRun]) -> Ranked:
     """A finalist's places on the test split, over its seeds."""
-    configs = [config_of_run(ledger, run) for run in _of(name, runs)]
-    return as_ranked(name, [measure(config, store, "test") for config in configs])
+    configs = [config_of_run(ledger, run) for run in _of(row["trial"], runs)]
+    return as_ranked(row["trial"], [measure(config, store, "test") for config in configs], failed_seeds(row))
 
 
-def as_ranked(name: str, measured: Sequence[Measured]) -> Ranked:
+def as_ranked(name: str, measured: Sequence[Measured], failed: tuple[int, ...] = ()) -> Ranked:
     """Seeds of one config, or of one ensemble, as the tests want them."""
-    return Ranked(name, measured[0].users, np.stack([one.rank_U for one in measured]))
+    return Ranked(name, measured[0].users, np.stack([one.rank_U for one in measured]), failed)
 
 
 def _ensemble(
     ledger: Ledger, store: ArtifactStore, winner: str, runs: Sequence[FinalistRun]
 ) -> tuple[dict[str, Any] | None, Ranked | None]:
     """The trials among the finalists that share the semantic IDs of the best of them, as one: its row and its places.
+    `runs`: of finalists that failed with no seed.
 
     Its n-th seed is made of the n-th seed of each. None where no two trials share."""
     names = list(dict.fromkeys(finalist_name(run.finalist) for run in runs if run.finalist != BASE))
@@ -106,8 +111,12 @@ def _trie_of(config: RunConfig) -> str:
     return stage_keys(config)["semantic_ids"]
 
 
+def _name(run: FinalistRun) -> str:
+    return finalist_name(run.finalist)
+
+
 def _of(name: str, runs: Sequence[FinalistRun]) -> list[FinalistRun]:
-    return sorted((run for run in runs if finalist_name(run.finalist) == name), key=lambda run: run.seed)
+    return sorted((run for run in runs if _name(run) == name), key=lambda run: run.seed)
 
 
 def _export(ledger: Ledger, store: ArtifactStore, row: dict[str, Any], runs: Sequence[FinalistRun]) -> None:
@@ -116,11 +125,12 @@ def _export(ledger: Ledger, store: ArtifactStore, row: dict[str, Any], runs: Seq
     best = max(_of(row["trial"], runs), key=lambda run: sign * float(run.result["validation"][metric]))
     config = config_of_run(ledger, best)
     export_bundle(config, store, ledger.folder / "bundle")
-    run = tracked_trial(tracked_sweep(ledger.folder), finalist_id(best.finalist, best.seed), "finalist", config)
+    sweep = tracked_sweep(ledger.folder, ledger.identity)
+    run = tracked_trial(sweep, finalist_id(best.finalist, best.seed), "finalist", config)
     track_bundle(config, run, ledger.folder / "bundle")
-    head = [
-        f"# Winner of the sweep {ledger.spec.name}: {row['trial']}, seeds {row['seeds']}; this is seed {best.seed}."
-    ]
+    failed = f" (failed: {list(failed_seeds(row))})" if row["failed"] else ""
+    seeds = f"seeds {row['seeds']}{failed}"
+    head = [f"# Winner of the sweep {ledger.spec.name}: {row['trial']}, {seeds}; this is seed {best.seed}."]
     head += [f"# test {name}: {plus_minus(row['test'][name], len(row['seeds']))}" for name in in_order(row["test"])]
     head += [f"# {sentence}" for sentence in ledger.fact("verdict")]
     head.append(f"# protocol: {json.dumps(ledger.fact('protocol'), sort_keys=True)}")

@@ -30,8 +30,8 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from genrec.durable import write_text
 from genrec.errors import InputError
 from sweeps.driver_lock import DriverLock, seems_alive
+from sweeps.errors import LedgerError
 from sweeps.folders import url_of
-from sweeps.journal import LedgerError
 from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
 from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
@@ -230,6 +230,15 @@ class DatabasePlace:
         self.attach()
         storage = self._connected()
         storage.set_study_user_attr(storage.get_study_id_from_name(self.search), SPEC, spec.to_dict())
+
+    def remove(self, lock: DriverLock) -> None:
+        """All attributes of both studies, the spec among them, and the folder's note. The studies stay, empty: the
+        lock's row is the search's."""
+        storage, table = self._connected(), models.StudyUserAttributeModel.__table__
+        ids = [storage.get_study_id_from_name(name) for name in (self.search, self.finalists)]
+        with storage.engine.begin() as connection:
+            connection.execute(sqlalchemy.delete(table).where(table.c.study_id.in_(ids)))
+        lock.delete(POINTER)
 
     def attach(self) -> None:
         """Note in the sweep's folder where its ledger is."""

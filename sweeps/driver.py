@@ -22,9 +22,9 @@ from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
+from sweeps.errors import SweepFailed
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
-from sweeps.folders import artifact_store, storage_of, url_of
-from sweeps.leaderboard import counted
+from sweeps.folders import artifact_store, storage_of, sweeps_command, url_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes, late_check
 from sweeps.queue_run import OnEvent
@@ -36,14 +36,19 @@ from sweeps.sharing import SharedStages
 from sweeps.spec import SweepSpec
 from sweeps.stopping import BUDGET, GATE, Rule, rule_of
 from sweeps.trial import run_trial, tracked_sweep
+from sweeps.wording import counted
 
 
-class SweepFailed(RuntimeError):
-    """No trial, or no finalist, came to a usable end; the message says what happened to them."""
-
-
-def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callable[[str], None]) -> None:
-    """Search, re-evaluate, compare, export. `say` gets a line at each turn.
+def drive(
+    ledger: Ledger,
+    *,
+    address: str | None,
+    on_event: OnEvent,
+    say: Callable[[str], None],
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Search, re-evaluate, compare, export. `say` gets a line at each turn; `on_ready` is called when the cluster is
+    there and its nodes have been checked, before anything is asked of them.
 
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
@@ -56,6 +61,7 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
             _refuse_groups(ledger.spec, storage)
             check_nodes(storage, ledger.spec.base_config())
             check = late_check(storage, ledger.spec.base_config())
+        on_ready()
         with _cluster_noted(ledger, on_event) as tell:
             if ledger.fact("phase") in (None, "searching"):
                 _search(ledger, store, tell, check)
@@ -100,7 +106,8 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {write_report(ledger).page}")
     except Exception as error:
-        say(f"warning: no report ({type(error).__name__}: {error}); again with: sweeps report {ledger.spec.name}")
+        again = sweeps_command("report", ledger.spec.name, storage=storage_of(ledger.folder.parent))
+        say(f"warning: no report ({type(error).__name__}: {error}); again with: {again}")
 
 
 def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, check_node: NodeCheck) -> None:
@@ -201,7 +208,7 @@ def _common(
             run_trial,
             store=store.address,
             health=spec.health.model_dump(),
-            tracked=tracked_sweep(ledger.folder),
+            tracked=tracked_sweep(ledger.folder, ledger.identity),
             checkpoint_interval=checkpoint_interval,
         ),
         "name": spec.name,

@@ -23,11 +23,10 @@ from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
 from sweeps.differences import differing_settings
-from sweeps.driver import SweepFailed
 from sweeps.driver_lock import DriverLock
+from sweeps.errors import SweepFailed
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.folders import artifact_store, is_sweep
-from sweeps.leaderboard import aligned, in_order, plus_minus
+from sweeps.folders import artifact_store, is_sweep, storage_of, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
 from sweeps.ray_cluster import Resources, start_ray
@@ -36,6 +35,7 @@ from sweeps.records import Task, plain
 from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial, tracked_sweep
+from sweeps.wording import aligned, in_order, plus_minus
 
 FOLDER = ".comparisons"
 
@@ -173,7 +173,8 @@ def _winner(name: str, ledger: Ledger, seeds: int, overrides: Mapping[str, Any])
     """A sweep's winner with the seeds that it has, and further ones where more are asked for."""
     winner = ledger.fact("winner")
     if winner is None:
-        raise InputError(f"sweep {ledger.spec.name} has no winner yet; continue with: sweeps resume {ledger.spec.name}")
+        resume = sweeps_command("resume", ledger.spec.name, storage=storage_of(ledger.folder.parent))
+        raise InputError(f"sweep {ledger.spec.name} has no winner yet; continue with: {resume}")
     runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
     runs = sorted((run for run in runs if run.status == "completed"), key=lambda run: run.seed)
     config = validate_config(with_values(config_of_run(ledger, runs[0]).to_dict(), overrides))

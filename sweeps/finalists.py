@@ -3,6 +3,7 @@
 With several seeds everyone is trained anew with each of them; with one, the models that the search kept are measured
 as they are. The winner is the finalist with the best mean of the sweep's metric on *validation*; the test split only
 tells how good it is. Deviations are sample deviations over seeds, tests are paired over users (`sweeps.significance`).
+Who failed with a seed comes behind those that did not: the seeds that are left are those on which it went well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from genrec.config import RunConfig, validate_config
 from sweeps.ledger import Ledger
 from sweeps.records import FinalistRun, PlannedRun
-from sweeps.significance import Comparison, Ranked, compare_all
+from sweeps.significance import Comparison, Ranked, compare_all, seeds_in_words
 from sweeps.spec import FinalistsSpec, SweepSpec
 
 BASE = "base"
@@ -95,21 +96,49 @@ def best_config(ledger: Ledger) -> RunConfig | None:
 
 
 def summarise(runs: Sequence[FinalistRun]) -> list[dict[str, Any]]:
-    """One row a finalist from its completed runs: seeds, parameters, and mean and std of every metric."""
+    """One row a finalist from its completed runs: seeds, parameters, and mean and std of every metric; `failed`: the
+    seeds that came to no end, each with its reason."""
     rows: dict[int | str, list[FinalistRun]] = {}
     for run in runs:
         if run.status == "completed":
             rows.setdefault(run.finalist, []).append(run)
+    failed = _failures(runs)
     return [
         {
             "trial": finalist_name(finalist),
             "seeds": sorted(run.seed for run in found),
+            "failed": failed.get(finalist, []),
             "parameters": found[0].result.get("parameters"),
             "test": spread([run.result["test"] for run in found]),
             "validation": spread([run.result["validation"] for run in found]),
         }
         for finalist, found in rows.items()
     ]
+
+
+def without_result(runs: Sequence[FinalistRun]) -> list[dict[str, Any]]:
+    """Finalists that failed with every seed, which `summarise` has no numbers for: `trial` and `failed`."""
+    others = {run.finalist for run in runs if run.status != "failed"}
+    return [
+        {"trial": finalist_name(finalist), "failed": failed}
+        for finalist, failed in _failures(runs).items()
+        if finalist not in others
+    ]
+
+
+def _failures(runs: Sequence[FinalistRun]) -> dict[int | str, list[dict[str, Any]]]:
+    """`seed` and `reason` of every failed run, by finalist."""
+    found: dict[int | str, list[dict[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.status == "failed":
+            reason = str(run.result.get("reason") or "no reason was recorded").strip().splitlines()[0]
+            found.setdefault(run.finalist, []).append({"seed": run.seed, "reason": reason[:300]})
+    return found
+
+
+def failed_seeds(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a row of `summarise`."""
+    return tuple(failure["seed"] for failure in row["failed"])
 
 
 def spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -123,9 +152,12 @@ def spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def rank_finalists(summary: list[dict[str, Any]], metric: str, mode: str) -> list[dict[str, Any]]:
-    """Best first by the mean of `metric` on validation; the base last among equals."""
+    """Best first by the mean of `metric` on validation, those with the fewest failed seeds before the others; the base
+    last among equals."""
     sign = -1 if mode == "max" else 1
-    return sorted(summary, key=lambda row: (sign * row["validation"][metric]["mean"], row["trial"] == BASE))
+    return sorted(
+        summary, key=lambda row: (len(row["failed"]), sign * row["validation"][metric]["mean"], row["trial"] == BASE)
+    )
 
 
 def metric_per_user(metric: str, measured: Iterable[str]) -> str:
@@ -151,14 +183,22 @@ def compare_finalists(
 
 
 def verdict(
-    ranked: list[dict[str, Any]], comparisons: Sequence[Comparison], baselines: Mapping[str, Any], metric: str
+    ranked: list[dict[str, Any]],
+    comparisons: Sequence[Comparison],
+    baselines: Mapping[str, Any],
+    metric: str,
+    lost: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
-    """What the numbers say, in sentences; where the winner is below a baseline they say that too."""
+    """What the numbers say, in sentences; where the winner is below a baseline they say that too. `lost`: finalists
+    `without_result`."""
     winner = ranked[0]
     sentences = []
     if winner["trial"] == BASE:
-        sentences.append("No trial is better on validation than the base config, which stays the winner.")
+        failed = any(row["failed"] for row in [*ranked[1:], *lost])
+        whole = " that came to its end with every seed" if failed else ""
+        sentences.append(f"No trial{whole} is better on validation than the base config, which stays the winner.")
     sentences += [comparison.verdict for comparison in comparisons]
+    sentences += _about_failures(ranked, lost)
     value = winner["test"][metric]["mean"]
     for name, row in baselines.items():
         if metric in row and row[metric] > value:
@@ -166,6 +206,28 @@ def verdict(
                 f"The winner is BELOW the baseline {name} (fit: {row['fit']}): {value:.4f} against {row[metric]:.4f}."
             )
     return sentences
+
+
+def _about_failures(ranked: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who failed with which seeds, why, and what follows from it."""
+    sentences = []
+    for place, row in enumerate(ranked):
+        if row["failed"]:
+            behind = "" if place == 0 else ", and it comes behind those that failed with fewer"
+            sentences.append(
+                f"{row['trial']} failed with {_seeds_and_reason(row)}; its numbers are without them{behind}."
+            )
+    for row in lost:
+        apart = "; nothing is compared with it" if row["trial"] == BASE else ""
+        sentences.append(f"{row['trial']} has no result, it failed with every seed, {_seeds_and_reason(row)}{apart}.")
+    if sentences:
+        sentences.append("Failed seeds are tried again by `sweeps reevaluate`.")
+    return sentences
+
+
+def _seeds_and_reason(row: Mapping[str, Any]) -> str:
+    reasons = dict.fromkeys(failure["reason"] for failure in row["failed"])
+    return f"{seeds_in_words(failed_seeds(row))} ({'; '.join(reasons)})"
 
 
 def finalist_name(finalist: int | str) -> str:

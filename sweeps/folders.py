@@ -7,6 +7,7 @@ those that are only looked at. Each says in `storage.json` what it stands for.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore, open_store
@@ -22,6 +23,12 @@ LOGS, TRACKING = "logs", "tracking"
 "in a sweep's folder: what its trials print, and what trackers write"
 NOTE = "storage.json"
 DRIVEN, COPIES = "driven", "copies"
+
+
+def sweeps_command(verb: str, *words: str, storage: str | Path) -> str:
+    """A command of `sweeps` to copy into a shell: quoted, and with the storage where it is not the default."""
+    where = [] if str(storage) == DEFAULT else ["--storage", str(storage)]
+    return shlex.join(["sweeps", verb, *words, *where])
 
 
 def is_sweep(folder: Path) -> bool:

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from genrec.progress import clock
-from sweeps.leaderboard import number
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
+from sweeps.wording import number
 
 RECENT = 12
 "finished trials that stay in the live table"

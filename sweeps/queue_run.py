@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth
 from sweeps.ray_cluster import ClusterLost, ClusterView
 from sweeps.records import Task
@@ -26,14 +27,6 @@ Missing = Callable[[Any], frozenset[str]]
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
 NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
 MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended `run_queue` before the queue was empty; `signum` says which."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
 
 
 class QueueRun:

@@ -28,7 +28,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from genrec.errors import InputError
+from genrec.errors import ExitCode, InputError
+from sweeps.interruption import own_handlers_kept
 from sweeps.ray_token import private_folder, require_token, use_token_if_there_is_one, wrong_token
 from sweeps.spec import ResourcesSpec, trials_of
 
@@ -40,7 +41,6 @@ RAYS_OWN_WORDS = "A worker died or was killed|has been marked dead|Raylet is ter
 OWN_NODE_ASKED_EVERY = 2.0  # seconds
 OWN_NODE_TRIES = 8  # in a row, without an answer, until it counts as lost
 LEAVE_SECONDS = 40.0  # for a driver without a node to end by itself
-EXIT_CLUSTER = 4
 OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object store
 DRIVER_CPUS = 0.01  # what the process that drives a worker group holds; taken off its workers' share
 MARK = 0.001  # of the resource by which Ray marks nodes with a type of accelerator; each node has 1
@@ -138,11 +138,12 @@ def start_ray(
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     stdout_deduplicator.skip_re = re.compile(RAYS_OWN_WORDS)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        _start_local(num_cpus, num_gpus, dashboard)
-    else:
-        _join(address)
     try:
+        with own_handlers_kept():
+            if address == "local":
+                _start_local(num_cpus, num_gpus, dashboard)
+            else:
+                _join(address)
         yield
     finally:
         ray.shutdown()
@@ -265,7 +266,7 @@ def own_node_watched(on_loss: Callable[[ClusterLost], None]) -> Iterator[None]:
                 if not over.wait(LEAVE_SECONDS):
                     print(f"error: {error}; nothing recorded is lost, the sweep can be resumed", file=sys.stderr)
                     sys.stderr.flush()
-                    os._exit(EXIT_CLUSTER)
+                    os._exit(ExitCode.ENVIRONMENT)
                 return
 
     threading.Thread(target=watch, name="own node", daemon=True).start()

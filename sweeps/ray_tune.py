@@ -16,9 +16,7 @@ import os
 import platform
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +35,7 @@ from ray.tune.trainable.trainable_fn_utils import get_session
 
 from sweeps.environment import environment
 from sweeps.folders import LOGS
+from sweeps.interruption import Interrupted, handled_by
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import is_of_the_node
 from sweeps.queue_run import Missing, OnEvent, QueueRun
@@ -131,8 +130,8 @@ def run_queue(
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
     queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
 
-    When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
-    10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
+    When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
+    within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.
 
     Raises ValueError if the cluster is too small for one trial, ClusterLost if it became so, if all its nodes are
     avoided or if this process has lost its own node, whatever `queue` or `on_event` raised, Interrupted.
@@ -225,27 +224,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _signals(run: QueueRun) -> Iterator[None]:
-    """Let signals end the run; the handlers before are put back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(run: QueueRun) -> contextlib.AbstractContextManager[None]:
+    """Let signals end the run, for the block."""
 
     def on_signal(signum: int, frame: Any) -> None:
         if run.signum is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         run.signum = signum
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Tune takes SIGUSR1 for itself: settle() notices that
-    before = {signum: signal.getsignal(signum) for signum in caught}
-    for signum in caught:
-        signal.signal(signum, on_signal)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+    return handled_by(on_signal)  # Tune takes SIGUSR1 for itself: settle() notices that
 
 
 class _Searcher(Searcher):

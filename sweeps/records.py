@@ -79,6 +79,8 @@ class FinalistRun:
     seed: int
     status: Status
     result: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    "what every epoch reported, on the validation split"
 
 
 def plain(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 Every user is measured with both, so the test is on the differences user by user. Two kinds of luck are told apart:
 
-- which users were drawn: a permutation test, which turns the signs of the differences at random, and a bootstrap
-  interval of their mean;
+- which users were drawn: a permutation test, which turns the signs of the differences at random;
 - which seeds were drawn as well: Welch's t-test with the variances of users and of seeds added up. A config with one
   seed has no such test.
 
-The larger of the two p-values counts, and Holm's correction makes several comparisons as strict as one. No torch.
+The larger of the two p-values counts, and Holm's correction makes several comparisons as strict as one. The interval
+of a difference is that of the same luck: from the t-test's standard error and degrees of freedom where both have
+several seeds, else a bootstrap over users. It is of one comparison alone; Holm's correction does not widen it.
+No torch.
 
 Shape letters: S seeds, U users.
 """
@@ -39,6 +41,8 @@ class Ranked:
     "(U,) indices of the users, ascending"
     ranks_SU: np.ndarray
     "0-based places; -1 where the target is not in the list"
+    failed: tuple[int, ...] = ()
+    "further seeds that it was to be trained with, and that came to no end"
 
     def values(self, metric: str) -> np.ndarray:
         """(S, U) the metric of every user."""
@@ -57,7 +61,7 @@ class Comparison:
     mean_b: float
     difference: float
     low: float
-    "95 % bootstrap interval of the difference, over users"
+    "95 % interval of the difference, over what `interval_over` names"
     high: float
     p_users: float
     "permutation test over users: are these trained models different?"
@@ -73,35 +77,73 @@ class Comparison:
     users: int
     seeds_a: int
     seeds_b: int
+    error: float
+    "standard error of the difference, over what `interval_over` names"
+    freedom: float
+    "degrees of freedom of that error"
     detectable: float
-    "difference that this much data finds four times out of five"
+    "difference that this much data finds four times out of five, as strictly as Holm's correction is here"
+    comparisons: int = 1
+    "that p is corrected for"
+    failed_a: tuple[int, ...] = ()
+    "seeds that came to no end; who has any is never called the better one"
+    failed_b: tuple[int, ...] = ()
 
     @property
-    def winner(self) -> str | None:
-        """The better one, or None where they can't be told apart."""
+    def interval_over(self) -> str:
+        """Whose luck the interval is about: users, or users and seeds."""
+        return "users" if self.p_seeds is None else "users and seeds"
+
+    @property
+    def p_alone(self) -> float:
+        """Before the correction for several comparisons."""
+        return max(self.p_users, self.p_seeds or 0.0)
+
+    @property
+    def ahead(self) -> str | None:
+        """The one with the better numbers, or None where they can't be told apart."""
         if self.p >= SIGNIFICANT:
             return None
         return self.a if self.difference > 0 else self.b
 
+    @property
+    def winner(self) -> str | None:
+        """The better one; None where they can't be told apart, and where the one ahead has failed with a seed: the
+        seeds that are left are those on which it went well."""
+        failed = self.failed_a if self.ahead == self.a else self.failed_b
+        return None if failed else self.ahead
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, with the verdict."""
-        return dataclasses.asdict(self) | {"winner": self.winner, "verdict": self.verdict}
+        return dataclasses.asdict(self) | {
+            "freedom": self.freedom if math.isfinite(self.freedom) else None,
+            "interval_over": self.interval_over,
+            "winner": self.winner,
+            "verdict": self.verdict,
+        }
 
     @property
     def verdict(self) -> str:
         """The comparison in words."""
-        if self.winner is None:
+        if self.ahead is None:
             return f"{self._undecided()}{self._caveat()}"
-        sign = 1 if self.winner == self.a else -1
-        loser = self.b if sign == 1 else self.a
+        sign = 1 if self.ahead == self.a else -1
+        behind = self.b if sign == 1 else self.a
         best, other = (self.mean_a, self.mean_b)[::sign]
-        low, high = sorted((sign * self.low, sign * self.high))
         relative = f", +{(best - other) / other:.1%}" if other else ""
+        verb = "beats" if self.winner else "is ahead of"
         return (
-            f"{self.winner} beats {loser} in {self.split} {self.metric} ({_p(self.p)}): "
-            f"{best:.4f} against {other:.4f}{relative}; "
-            f"95 % interval of the difference {low:.4f} to {high:.4f} over {self.users:,} users, "
-            f"effect size {abs(self.effect):.3f}.{self._caveat()}"
+            f"{self.ahead} {verb} {behind} in {self.split} {self.metric} ({_p(self.p)}): "
+            f"{best:.4f} against {other:.4f}{relative}; {self._size(sign)}.{self._caveat()}"
+        )
+
+    def _size(self, sign: int = 1) -> str:
+        """How large the difference is; `sign` -1: seen from b."""
+        low, high = sorted((sign * self.low, sign * self.high))
+        seeds = "" if self.p_seeds is None else f" and {self.seeds_a} + {self.seeds_b} seeds"
+        return (
+            f"95 % interval of the difference {low:.4f} to {high:.4f} over {self.users:,} users{seeds}, "
+            f"effect size {sign * self.effect:.3f}"
         )
 
     def _undecided(self) -> str:
@@ -113,11 +155,23 @@ class Comparison:
             return f"{text}: no user's value differs."
         if self.p_users < SIGNIFICANT <= (self.p_seeds or 0):
             text += "; these very models differ, but not by more than other seeds of one config do"
+        if self.p_alone < SIGNIFICANT:
+            text += f"; alone it would be a difference ({_p(self.p_alone)}), as one of {self.comparisons} it is not"
+        text += f"; {self._size()}"
         return f"{text}; with it a difference of about {self.detectable:.4f} would be found."
 
     def _caveat(self) -> str:
+        text = ""
+        if self.ahead is not None and self.winner is None:
+            failed = seeds_in_words(self.failed_a if self.ahead == self.a else self.failed_b)
+            text = f" It is not called better: {self.ahead} failed with {failed}, which nobody knows the numbers of."
         single = "" if self.p_seeds is not None else " A single seed cannot tell what another would change."
-        return single if self.better or self.worse else ""
+        return text + single if self.better or self.worse else text
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 1, 2`."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def user_values(ranks: np.ndarray, metric: str) -> np.ndarray:
@@ -136,12 +190,16 @@ def compare(a: Ranked, b: Ranked, metric: str, split: str = "test") -> Compariso
         raise ValueError(f"{a.name} and {b.name} have no user in common")
     values_a, values_b = a.values(metric)[:, in_a], b.values(metric)[:, in_b]
     difference_U = values_a.mean(axis=0) - values_b.mean(axis=0)
-    error, freedom = _standard_error(difference_U, values_a, values_b)
-    p_users = _permutation_p(difference_U)
-    p_seeds = None
+    difference = float(difference_U.mean())
     if min(len(values_a), len(values_b)) > 1:
-        p_seeds = _t_p(float(difference_U.mean()), error, freedom)
-    low, high = _bootstrap_interval(difference_U)
+        error, freedom = standard_error(difference_U, [values_a, values_b])
+        p_seeds = _t_p(difference, error, freedom)
+        low, high = t_interval(difference, error, freedom)
+    else:
+        error, freedom = standard_error(difference_U, [])
+        p_seeds = None
+        low, high = _bootstrap_interval(difference_U)
+    p_users = _permutation_p(difference_U)
     deviation = float(difference_U.std(ddof=1)) if len(users) > 1 else 0.0
     return Comparison(
         a=a.name,
@@ -150,27 +208,54 @@ def compare(a: Ranked, b: Ranked, metric: str, split: str = "test") -> Compariso
         metric=metric,
         mean_a=float(values_a.mean()),
         mean_b=float(values_b.mean()),
-        difference=float(difference_U.mean()),
+        difference=difference,
         low=low,
         high=high,
         p_users=p_users,
         p_seeds=p_seeds,
         p=max(p_users, p_seeds or 0.0),
-        effect=float(difference_U.mean()) / deviation if deviation else 0.0,
+        effect=difference / deviation if deviation else 0.0,
         better=int((difference_U > 0).sum()),
         worse=int((difference_U < 0).sum()),
         users=len(users),
         seeds_a=len(values_a),
         seeds_b=len(values_b),
-        detectable=error * float(stats.t.ppf(1 - SIGNIFICANT / 2, freedom) + stats.t.ppf(POWER, freedom)),
+        error=error,
+        freedom=freedom,
+        detectable=detectable(error, freedom, SIGNIFICANT),
+        failed_a=a.failed,
+        failed_b=b.failed,
     )
 
 
 def compare_all(pairs: Sequence[tuple[Ranked, Ranked]], metric: str, split: str = "test") -> list[Comparison]:
     """Every pair, with Holm's correction for all of them."""
     found = [compare(a, b, metric, split) for a, b in pairs]
-    corrected = holm([comparison.p for comparison in found])
-    return [dataclasses.replace(comparison, p=p) for comparison, p in zip(found, corrected, strict=True)]
+    alone = [comparison.p for comparison in found]
+    return [
+        dataclasses.replace(
+            comparison,
+            p=corrected,
+            detectable=detectable(comparison.error, comparison.freedom, holm_level(alone[:place] + alone[place + 1 :])),
+            comparisons=len(found),
+        )
+        for place, (comparison, corrected) in enumerate(zip(found, holm(alone), strict=True))
+    ]
+
+
+def detectable(error: float, freedom: float, level: float) -> float:
+    """The difference that is found at `level` with the probability `POWER`."""
+    return error * float(stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom))
+
+
+def holm_level(others: Sequence[float]) -> float:
+    """Below which p-value one more comparison is decided, when the `others` have these p-values."""
+    left = len(others) + 1
+    for p in sorted(others):
+        if p * left >= SIGNIFICANT:
+            break
+        left -= 1
+    return SIGNIFICANT / left
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -215,18 +300,24 @@ def _bootstrap_interval(difference_U: np.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _standard_error(difference_U: np.ndarray, values_a: np.ndarray, values_b: np.ndarray) -> tuple[float, float]:
-    """Of the mean difference over users and, where there are several, seeds; with Satterthwaite's degrees of freedom.
+def standard_error(difference_U: np.ndarray, seeded: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Of the mean difference over users and the seeds of `seeded`, (S, U) each, where they have several; with
+    Satterthwaite's degrees of freedom.
 
     The seeds' means contain a little of the users' variance, so that the error is never too small.
     """
-    parts = [difference_U]
-    parts += [values.mean(axis=1) for values in (values_a, values_b) if len(values) > 1]
+    parts = [difference_U, *(values.mean(axis=1) for values in seeded)]
     squares = [(float(part.var(ddof=1)) / len(part), len(part) - 1) for part in parts if len(part) > 1]
     total = sum(square for square, _ in squares)
     if not total:
         return 0.0, math.inf
     return math.sqrt(total), total**2 / sum(square**2 / freedom for square, freedom in squares)
+
+
+def t_interval(difference: float, error: float, freedom: float) -> tuple[float, float]:
+    """95 %: it holds zero exactly when the t-test's p-value is at least .05."""
+    reach = error * float(stats.t.ppf(1 - SIGNIFICANT / 2, freedom))
+    return difference - reach, difference + reach
 
 
 def _t_p(difference: float, error: float, freedom: float) -> float:

@@ -284,10 +284,13 @@ def load_spec(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,
     config_overrides: Mapping[str, Any] | None = None,
+    *,
+    config_defaults: Mapping[str, Any] | None = None,
 ) -> SweepSpec:
     """Read a sweep file.
 
-    `overrides` replace values of the spec by dotted path (`budget.trials`), `config_overrides` are added to `set`.
+    `overrides` replace values of the spec by dotted path (`budget.trials`), `config_overrides` are added to `set`, and
+    so are those of `config_defaults` that the file's own `set` does not name.
     Raises `ConfigError` with every fault of the file, one line each.
     """
     try:
@@ -295,6 +298,10 @@ def load_spec(
     except YamlError as error:
         raise ConfigError([str(error)]) from None
     document.data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    named = document.data.get("set")
+    own = named if isinstance(named, Mapping) else {}
+    kept = {key: value for key, value in (config_defaults or {}).items() if key not in own}
+    config_overrides = {**kept, **(config_overrides or {})}
     return _with_overrides(document, Path(path).parent, overrides, config_overrides)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sweeps.cluster_use import busy_share
-from sweeps.finalists import current_runs, rank_finalists, summarise
+from sweeps.finalists import current_runs, rank_finalists, summarise, without_result
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
@@ -26,6 +26,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "trials": ledger.counts(),
         "best": _best(ledger, leaders[0]) if leaders else None,
         "finalists": summary,
+        "finalists_without_result": without_result(current_runs(ledger)),
         "ensemble": ledger.fact("ensemble"),
         "comparisons": ledger.fact("comparisons") or [],
         "winner": ledger.fact("winner"),

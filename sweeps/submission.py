@@ -20,12 +20,12 @@ from ray.job_submission import JobDetails, JobStatus
 import genrec
 import sweeps
 from genrec.config import recipe_files
-from genrec.errors import InputError
+from genrec.errors import ExitCode, InputError
 from genrec.gin_syntax import parse_gin
 from genrec.object_store import checked_url, is_url
 from sweeps.spec import SweepSpec
 
-SENTENCE_CODES = (0, 2, 3, 4, 130, 143)
+SENTENCE_CODES = tuple(ExitCode)
 "exit codes of `sweeps run` that say what became of the sweep"
 
 
@@ -119,12 +119,12 @@ def verdict(job: JobDetails) -> Verdict:
     """What `sweeps run` said as it left, or what happened to it instead. Ray itself calls a stopped job no failure."""
     code, name = job.driver_exit_code, job.submission_id
     if job.status == JobStatus.SUCCEEDED:
-        return Verdict(0, f"{name} is done")
+        return Verdict(ExitCode.DONE, f"{name} is done")
     if code in SENTENCE_CODES:
         return Verdict(code, f"{name} left with exit code {code}")
     if job.status == JobStatus.STOPPED:
-        return Verdict(143, f"{name} was stopped; the same command continues the sweep")
+        return Verdict(ExitCode.TERMINATED, f"{name} was stopped; the same command continues the sweep")
     if code == 1:
         return Verdict(1, f"{name} left with exit code 1: a bug; its log says where")
     how = f"its process ended by {code}" if code is not None else (job.message or "no reason is known").strip()
-    return Verdict(4, f"{name} died: {how}; the same command continues the sweep")
+    return Verdict(ExitCode.ENVIRONMENT, f"{name} died: {how}; the same command continues the sweep")

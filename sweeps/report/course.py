@@ -12,13 +12,15 @@ import plotly.graph_objects as go
 from genrec.pipeline import STAGES
 from sweeps.cluster_use import SIZES, busy_line
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
-from sweeps.planner import clock, planned_against_actual, read_plan
+from sweeps.plan import read_plan
+from sweeps.plan_outcome import planned_against_actual
+from sweeps.plan_text import duration_text
 from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
 from sweeps.stopping import rules_in_words, stopped_by
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 
@@ -145,7 +147,7 @@ def timeline(spans: Sequence[Span]) -> Picture:
                     x=[round(1000 * s.seconds) for _, s in chosen],
                     text=[label(s.name) for _, s in chosen],
                     textposition="none",
-                    customdata=[clock(s.seconds) for _, s in chosen],
+                    customdata=[duration_text(s.seconds) for _, s in chosen],
                     marker={"color": colour, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
                     hovertemplate="%{text}<br>%{customdata}<extra></extra>",
                 )
@@ -197,7 +199,7 @@ def workers(spans: Sequence[Span]) -> list[Block]:
         rows.append(
             [name, len(lane), round(busy, 1), round(whole - busy, 1), f"{(whole - busy) / max(whole, 1e-9):.0%}"]
         )
-    note = f"From the first start to the last end: {clock(whole)}. A pause between two sessions counts as idle."
+    note = f"From the first start to the last end: {duration_text(whole)}. A pause between two sessions counts as idle."
     return [Table("Busy and idle", ["place", "ran", "busy seconds", "idle seconds", "idle"], rows, note)]
 
 

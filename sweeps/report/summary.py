@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sweeps.differences import differing_settings
-from sweeps.finalists import best_config, metric_per_user
-from sweeps.folders import artifact_store, storage_of
-from sweeps.leaderboard import example_history, in_order
+from sweeps.finalists import best_config, failed_seeds, metric_per_user
+from sweeps.folders import artifact_store, storage_of, sweeps_command
 from sweeps.ledger import Ledger
-from sweeps.planner import clock
+from sweeps.plan_text import duration_text
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
+from sweeps.significance import seeds_in_words
 from sweeps.status import sweep_status
+from sweeps.wording import example_history, in_order
 
 
 def summary(ledger: Ledger, report: Path) -> list[Section]:
@@ -29,7 +30,7 @@ def summary(ledger: Ledger, report: Path) -> list[Section]:
 def lead(ledger: Ledger) -> str:
     """State, trials and time in one line."""
     trials = ", ".join(f"{count} {name}" for name, count in ledger.counts().items() if count)
-    return f"{ledger.state}; trials: {trials or 'none yet'}; {clock(ledger.elapsed)} of driving"
+    return f"{ledger.state}; trials: {trials or 'none yet'}; {duration_text(ledger.elapsed)} of driving"
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------
@@ -44,6 +45,7 @@ def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     metric = metric_per_user(spec.metric, row["test"])
     seeds = _seeds(row)
     over = "one seed" if seeds == 1 else f"mean and deviation over {seeds} seeds"
+    over += f" ({seeds_in_words(failed_seeds(row))} failed)" if row["failed"] else ""
     wins = (
         f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by validation."
     )
@@ -114,12 +116,17 @@ def numbers(status: Mapping[str, Any]) -> list[Block]:
         references.append(["oracle (best possible)", None, None, *(status["oracle"].get(column) for column in items)])
     columns = ["", "seeds", "parameters"]
     finalists = [_finalist(row, items) for row in [*status["finalists"], *ensemble]]
+    lost: list[list[Cell]] = [
+        [row["trial"], f"0 of {len(row['failed'])}", None, *(None for _ in items)]
+        for row in status["finalists_without_result"]
+    ]
     blocks: list[Block] = [
         Table(
             "Item level: a hit is the very item",
             [*columns, *items],
-            [*finalists, *references],
-            "Best first by validation. Mean ± sample deviation over the seeds.",
+            [*finalists, *lost, *references],
+            "Best first by validation; who failed with a seed comes behind those that did not. Mean ± sample deviation "
+            "over the seeds.",
         )
     ]
     if tuples:
@@ -142,7 +149,9 @@ def numbers(status: Mapping[str, Any]) -> list[Block]:
 
 def _finalist(row: Mapping[str, Any], metrics: Sequence[str]) -> list[Cell]:
     name = row["trial"] if "members" not in row else "ensemble of " + ", ".join(row["members"])
-    return [name, _seeds(row), row.get("parameters"), *(_spread(row, "test", metric) for metric in metrics)]
+    failed = len(row.get("failed") or [])
+    seeds = f"{_seeds(row)} of {_seeds(row) + failed}" if failed else _seeds(row)
+    return [name, seeds, row.get("parameters"), *(_spread(row, "test", metric) for metric in metrics)]
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
@@ -155,10 +164,27 @@ def _spread(row: Mapping[str, Any], split: str, metric: str) -> Spread | None:
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["A", "B", "metric", "A's mean", "B's mean", "difference", "low", "high", "p", "users"]
-    keys = ["a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users"]
-    note = "Paired over users; low and high bound the difference with 95 %; p is corrected for all comparisons (Holm)."
-    return Table("Comparisons behind the verdict", columns, [[row.get(key) for key in keys] for row in rows], note)
+    columns = {
+        "A": "a",
+        "B": "b",
+        "metric": "metric",
+        "A's mean": "mean_a",
+        "B's mean": "mean_b",
+        "difference": "difference",
+        "low": "low",
+        "high": "high",
+        "over": "interval_over",
+        "effect size": "effect",
+        "p": "p",
+        "users": "users",
+    }
+    note = (
+        "Paired over users. Low and high bound the difference with 95 %, over what the column says: users alone where "
+        "a side has one seed. Effect size: mean difference over its deviation among users. p is corrected for all "
+        "comparisons (Holm), the interval is not."
+    )
+    cells: list[list[Cell]] = [[row.get(key) for key in columns.values()] for row in rows]
+    return Table("Comparisons behind the verdict", list(columns), cells, note)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -167,19 +193,18 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
     folder, name = ledger.folder, ledger.spec.name
-    storage = "" if folder.parent == Path("runs") else f" --storage {quote(storage_of(folder.parent))}"
-    store = quote(artifact_store(folder.parent).address)
-    files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
-    lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
+    storage, store = storage_of(folder.parent), artifact_store(folder.parent).address
+    file, best, bundle = (str(path) for path in (report / "sweep.yaml", report / "best.yaml", folder / "bundle"))
+    lines = [("repeat the sweep", sweeps_command("run", file, "--name", f"{name}-again", storage=storage))]
     if status["winner"]:
-        bundle = quote(str(folder / "bundle"))
+        recommend = ["genrec", "recommend", bundle, "--history", _history(folder), "-k", "10"]
         lines += [
-            ("train the winner again", f"genrec train {files['best.yaml']} --store {store}"),
-            ("recommend with the winner", f"genrec recommend {bundle} --history {quote(_history(folder))} -k 10"),
+            ("train the winner again", shlex.join(["genrec", "train", best, "--store", store])),
+            ("recommend with the winner", shlex.join(recommend)),
         ]
     else:
-        lines.append(("continue the sweep", f"sweeps resume {name}{storage}"))
-    return Commands([*lines, ("see where it is", f"sweeps status {name}{storage}")])
+        lines.append(("continue the sweep", sweeps_command("resume", name, storage=storage)))
+    return Commands([*lines, ("see where it is", sweeps_command("status", name, storage=storage))])
 
 
 def _history(folder: Path) -> str:

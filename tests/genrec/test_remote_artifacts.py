@@ -154,18 +154,22 @@ def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_chec
     assert {Path(name).name for name in store.objects.names()} == {DONE, "1-number"}
 
 
-def test_checkpoints_that_did_not_reach_the_store_are_continued_on_their_own_node(s3: str, s3_server: Any, monkeypatch):
+def test_checkpoints_that_did_not_reach_the_store_are_told_of_and_continued_on_their_own_node(
+    s3: str, s3_server: Any, monkeypatch, caplog: pytest.LogCaptureFixture
+):
     def fail(folder: Path) -> dict[str, int]:
         save(folder, 1)
         wait_until(lambda: any("manifest" in name for name in ObjectStore(s3).names()))
         s3_server.fail(*[{"kind": "403", "method": "PUT", "name": "tensors"}] * 100)
         save(folder, 2)
+        wait_until(lambda: "cannot copy checkpoints of tiger-" in caplog.text)
         raise OSError("killed")
 
     def look(folder: Path) -> dict[str, int]:
         return {"epochs": latest(folder)}
 
     for key, expected in (("a", 2), ("b", 1)):
+        caplog.clear()
         with pytest.raises(OSError, match="killed"):
             RemoteArtifactStore(s3).ensure("tiger", key, fail, pytest.fail)
         s3_server.fail()
@@ -190,6 +194,23 @@ def test_an_abandoned_build_is_discarded_with_its_checkpoints(s3: str):
     store.ensure("tiger", "k", build_number, pytest.fail)
     store.discard("tiger", "k")
     assert RemoteArtifactStore(s3).has("tiger", "k")
+
+
+def test_what_is_being_built_here_or_on_another_node_is_not_discarded(s3: str, monkeypatch):
+    store = RemoteArtifactStore(s3)
+
+    def build(folder: Path) -> dict[str, int]:
+        save(folder, 1)
+        wait_until(lambda: any("manifest" in name for name in store.objects.names()))
+        before = store.objects.names()
+        assert not RemoteArtifactStore(s3).discard("tiger", "k")
+        with monkeypatch.context() as elsewhere:
+            assert not other_node(s3, "b", elsewhere).discard("tiger", "k")
+        assert store.objects.names() == before
+        return {"epochs": latest(folder)} | build_number(folder)
+
+    _, built = store.ensure("tiger", "k", build, pytest.fail)
+    assert built
 
 
 def test_a_checkpoint_is_uploaded_while_the_build_goes_on_and_never_half_of_one(s3: str):

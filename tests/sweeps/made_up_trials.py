@@ -9,10 +9,19 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sweeps.finalists import current_runs, note_plan, plan_finalists, rank_finalists, summarise, verdict
+from sweeps.finalists import (
+    current_runs,
+    note_plan,
+    plan_finalists,
+    rank_finalists,
+    summarise,
+    verdict,
+    without_result,
+)
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.spec import SweepSpec, load_spec
 
@@ -104,9 +113,10 @@ def finished(folder: Path, spec: SweepSpec, concurrency: int = 1, seed: int = 0)
         return essence(ledger)
 
 
-def finished_sweep(folder: Path, spec: SweepSpec, hostile: tuple[str, ...] = ()) -> None:
+def finished_sweep(folder: Path, spec: SweepSpec, hostile: tuple[str, ...] = (), failing: Collection[str] = ()) -> None:
     """A sweep with winner and verdict: trial 0 beats the base, is above one baseline and below another, and comes to
-    half of what is possible. `hostile`: texts that also stand where foreign ones may."""
+    half of what is possible. `hostile`: texts that also stand where foreign ones may. `failing`: re-evaluations that
+    come to no end, by their id."""
     with Ledger.create(folder, spec) as ledger:
         drive(ledger)
         plans = plan_finalists(spec, [(0, ledger.config_of(0))])
@@ -116,6 +126,9 @@ def finished_sweep(folder: Path, spec: SweepSpec, hostile: tuple[str, ...] = ())
         while task := queue.next():
             finalist = task.payload["finalist"]
             runs[finalist] += 1
+            if task.id in failing:
+                queue.finish(task.id, "failed", {"reason": "the loss is not finite\nat step 7", "node": "n1"})
+                continue
             value = 0.2 + 0.01 * runs[finalist] - 0.1 * (finalist == "base")
             figures = {"ndcg@10": value, "tuple_ndcg@10": value + 0.1}
             queue.finish(task.id, "completed", {"validation": figures, "test": figures, "duration": 2.0, "node": "n1"})
@@ -124,9 +137,10 @@ def finished_sweep(folder: Path, spec: SweepSpec, hostile: tuple[str, ...] = ())
             name: {"fit": name if name in hostile else "train", "ndcg@10": value} for name, value in baselines.items()
         }
         ranked = rank_finalists(summarise(current_runs(ledger)), spec.metric, spec.mode)
+        lost = without_result(current_runs(ledger))
         ledger.set_fact("baselines", rows)
         ledger.set_fact("oracle", {"ndcg@10": 2 * ranked[0]["test"]["ndcg@10"]["mean"]})
         ledger.set_fact("protocol", {"split": "test", **{text: text for text in hostile}})
-        ledger.set_fact("verdict", [*verdict(ranked, [], rows, spec.metric), *hostile])
+        ledger.set_fact("verdict", [*verdict(ranked, [], rows, spec.metric, lost), *hostile])
         ledger.set_fact("winner", {"trial": ranked[0]["trial"], "seed": ranked[0]["seeds"][0]})
         ledger.mark("finished")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_trials import finished_sweep
 
 from genrec.config import validate_config
 from sweeps.finalists import (
     BASE,
     compare_finalists,
     current_runs,
+    failed_seeds,
     finalists_of,
     metric_per_user,
     note_plan,
@@ -21,11 +24,16 @@ from sweeps.finalists import (
     spread,
     summarise,
     verdict,
+    without_result,
 )
+from sweeps.leaderboard import _finalist_tables
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.records import FinalistRun
+from sweeps.report.document import Table
+from sweeps.report.summary import summary
 from sweeps.significance import Ranked
 from sweeps.spec import FinalistsSpec, SweepSpec, load_spec
+from sweeps.status import sweep_status
 
 
 @pytest.fixture
@@ -61,6 +69,65 @@ def test_mean_and_sample_deviation_are_over_the_completed_seeds() -> None:
         "std": pytest.approx(statistics.stdev([0.2, 0.4])),
     }
     assert "users" not in rows[0]["test"]
+
+
+def test_who_failed_with_a_seed_comes_behind_those_that_did_not_and_is_named_with_its_reason() -> None:
+    lucky = [run(1, 0, 0.0, 0.0, "failed"), run(1, 1, 0.0, 0.0, "failed"), run(1, 2, 0.9, 0.9)]
+    steady = [run(2, seed, 0.4, 0.3) for seed in range(3)]
+    lost = [FinalistRun(BASE, seed, "failed", {"reason": "out of memory\n..."}) for seed in range(3)]
+    runs = [*lucky, *steady, *lost]
+    rows = rank_finalists(summarise(runs), "ndcg@10", "max")
+    assert [(row["trial"], failed_seeds(row)) for row in rows] == [("trial-0002", ()), ("trial-0001", (0, 1))]
+    said = verdict(rows, [], {}, "ndcg@10", without_result(runs))
+    assert said == [
+        "trial-0001 failed with seeds 0, 1 (no reason was recorded); its numbers are without them, and it comes behind "
+        "those that failed with fewer.",
+        "base has no result, it failed with every seed, seeds 0, 1, 2 (out of memory); nothing is compared with it.",
+        "Failed seeds are tried again by `sweeps reevaluate`.",
+    ]
+
+
+def test_a_re_evaluation_under_way_is_not_a_failed_one() -> None:
+    runs = [run(1, 0, 0.4, 0.3), FinalistRun(BASE, 0, "running"), FinalistRun(BASE, 1, "failed")]
+    assert without_result(runs) == []
+
+
+def test_what_is_left_of_a_finalist_that_failed_with_a_seed_beats_nobody() -> None:
+    whole, part = ranked("whole", 300), ranked("part", 500)
+    part = dataclasses.replace(part, failed=(1,))
+    [found] = compare_finalists(["part", "whole"], {"part": part, "whole": whole}, "recall@10")
+    assert (found.ahead, found.winner) == ("part", None)
+    assert found.verdict.startswith("part is ahead of whole in test recall@10 (p < 0.001)")
+    assert found.verdict.endswith(
+        "It is not called better: part failed with seed 1, which nobody knows the numbers of."
+    )
+    part = dataclasses.replace(ranked("part", 100), failed=(1,))
+    [found] = compare_finalists(["whole", "part"], {"part": part, "whole": whole}, "recall@10")
+    assert found.winner == "whole"
+
+
+def test_the_base_is_not_said_to_be_best_of_all_when_trials_failed() -> None:
+    runs = [run(1, 0, 0.0, 0.0, "failed"), run(1, 1, 0.9, 0.9), run(BASE, 0, 0.4, 0.3), run(BASE, 1, 0.4, 0.3)]
+    said = verdict(rank_finalists(summarise(runs), "ndcg@10", "max"), [], {}, "ndcg@10")
+    assert said[0].startswith("No trial that came to its end with every seed is better on validation")
+
+
+def test_failed_seeds_stand_in_status_report_and_table(spec: SweepSpec, tmp_path: Path) -> None:
+    failing = {"finalist-0000-s6", *(f"finalist-base-s{seed}" for seed in (5, 6, 7))}
+    finished_sweep(tmp_path / "sweep", spec, failing=failing)
+    ledger = Ledger.read(tmp_path / "sweep")
+    status = sweep_status(ledger)
+    assert [failure["seed"] for failure in status["finalists"][0]["failed"]] == [6]
+    assert [row["trial"] for row in status["finalists_without_result"]] == [BASE]
+    [section] = [section for section in summary(ledger, tmp_path) if section.id == "numbers"]
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    assert [row[:2] for row in table.rows[:2]] == [["trial-0000", "2 of 3"], [BASE, "0 of 3"]]
+    printed = "\n".join(_finalist_tables(status))
+    assert "trial-0000 (2 of 3 seeds, failed: 6)" in printed
+    assert "base (failed: 3 seeds)" in printed
+    assert "base has no result" in " ".join(status["verdict"])
+    assert "its numbers are without" in " ".join(status["verdict"])
 
 
 def test_one_seed_has_no_spread() -> None:

@@ -189,6 +189,60 @@ def test_a_store_that_is_away_at_the_end_is_an_error_and_the_record_is_copied_by
     assert completed(s3) == [first]
 
 
+def test_copying_that_fails_is_told_at_once_and_ends_the_driver_when_it_lasts(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(mirror, "UNCOPIED_SECONDS", 1.0)
+    ledger = create(s3, spec)
+    wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+    push = mirror.Mirror.push
+
+    def full(self: mirror.Mirror) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mirror.Mirror, "push", full)
+    wait_until(lambda: ledger._lock._fault is not None)  # type: ignore[union-attr]
+    told = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
+    assert len(told) == 1, "the first failure of a row is told, and no other"
+    assert told[0].startswith(f"cannot copy {ledger.folder} to {s3}/tiny (OSError: ")
+    with pytest.raises(StorageError, match=f"nothing of sweep tiny could be copied to {s3}/tiny for .* this driver"):
+        run_one(ledger)
+    (ledger.folder / "best.yaml").write_text("1")
+    monkeypatch.setattr(mirror.Mirror, "push", push)
+    with pytest.raises(StorageError, match="nothing of sweep tiny could be copied"):
+        ledger.close()
+    assert ObjectStore(f"{s3}/tiny").has("best.yaml"), "a last time it is tried"
+
+
+def test_a_fault_of_our_own_in_the_copying_thread_reaches_the_driver(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken, pytest.raises(ValueError, match="a bug"), create(s3, spec) as ledger:
+        broken.setattr(mirror.Mirror, "push", lambda self: (_ for _ in ()).throw(ValueError("a bug")))
+        wait_until(lambda: ledger._lock._fault is not None)  # type: ignore[union-attr]
+        broken.undo()
+        run_one(ledger)
+
+
+def test_a_disk_on_which_the_index_has_no_room_makes_no_stranger_of_ones_own_journal(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    write = mirror.write_json
+    with create(s3, spec) as ledger:
+        wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+
+        def full(path: Path, value: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(mirror, "write_json", full)
+        before = ObjectStore(f"{s3}/tiny").tags()[JOURNAL]
+        run_one(ledger)
+        wait_until(lambda: ObjectStore(f"{s3}/tiny").tags()[JOURNAL] != before)
+        monkeypatch.setattr(mirror, "write_json", write)
+        last = run_one(ledger)
+    assert last in completed(s3)
+
+
 DRIVER = """
 import sys, time
 from pathlib import Path

@@ -23,22 +23,25 @@ from sweeps.budget import Budget
 from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
+from sweeps.measured_speed import measure_speed
+from sweeps.plan import read_plan
+from sweeps.plan_outcome import planned_against_actual
+from sweeps.plan_text import plan_lines
 from sweeps.planner import (
     local_slots,
     make_plan,
     num_trials,
-    plan_lines,
     plan_sweep,
-    planned_against_actual,
     planned_configs,
     planned_points,
     probe_configs,
-    read_plan,
 )
+from sweeps.recorded_speed import recorded_speed
 from sweeps.rehearsal import Clock, Played, rehearse
 from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.speed import Pace, Sample, Samples, Speed
 from sweeps.stopping import Rule, rule_of
-from sweeps.throughput import Pace, Sample, Samples, Speed, Workbench, measure_speed, recorded_speed
+from sweeps.work import Workbench
 
 TINY = Path(__file__).parent / "tiny.yaml"
 VARIANTS: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ import torch
 
 from genrec.artifacts import ArtifactStore
 from genrec.pipeline import run_pipeline
-from sweeps.queue_run import Interrupted
+from sweeps.interruption import Interrupted
 from sweeps.ray_cluster import Resources
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task

@@ -156,8 +156,8 @@ def test_the_comparisons_behind_the_verdict_stand_below_it_as_the_ledger_has_the
     facts = ledger.fact("comparisons")
     assert len(table.rows) == len(facts) > 0
     for row, fact in zip(table.rows, facts, strict=True):
-        keys = ("a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "p", "users")
-        assert list(row) == [fact[key] for key in keys]
+        keys = ("a", "b", "metric", "mean_a", "mean_b", "difference", "low", "high", "interval_over", "effect", "p")
+        assert list(row) == [*(fact[key] for key in keys), fact["users"]]
         assert fact["low"] <= fact["difference"] <= fact["high"]
         assert fact["users"] == ledger.fact("protocol")["users"]
 

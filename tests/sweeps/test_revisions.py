@@ -273,14 +273,14 @@ def test_run_continues_with_what_the_file_says_now_where_that_is_asked_for(
     Ledger.create(tmp_path / "s", spec).close()
     driven = []
 
-    def note(ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec, accept_data: bool = False) -> None:
+    def note(ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec, **accepted: bool) -> None:
         driven.append(spec)
         ledger.close()
 
     monkeypatch.setattr(api, "_drive", note)
     more = SweepSpec.from_dict(spec.to_dict() | {"budget": {"trials": 4}})
-    api.start(more, storage=tmp_path, resume=True, revise=True, quiet=True)
-    api.start(more, storage=tmp_path, resume=True, quiet=True)
+    api.start(more, storage=tmp_path, or_resume=True, revise=True, quiet=True)
+    api.start(more, storage=tmp_path, or_resume=True, quiet=True)
     assert driven == [more, spec]
 
 

@@ -3,6 +3,7 @@ as often as they say."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -10,7 +11,16 @@ import numpy as np
 import pytest
 
 from genrec.modules.metrics import ranking_metrics
-from sweeps.significance import Comparison, Ranked, compare, compare_all, holm, user_values
+from sweeps.significance import (
+    Comparison,
+    Ranked,
+    compare,
+    compare_all,
+    holm,
+    holm_level,
+    standard_error,
+    user_values,
+)
 
 
 def ranked(name: str, ranks_SU: list[list[int]] | np.ndarray, users: list[int] | None = None) -> Ranked:
@@ -45,14 +55,34 @@ def test_the_permutation_p_value_is_the_share_of_sign_patterns_at_least_as_far_f
     assert compare(a, b, "ndcg@10").p_users == pytest.approx(share)
 
 
-def test_the_bootstrap_interval_is_that_of_resampled_users() -> None:
-    a, b = many("a", 0.3, 1, users=500), many("b", 0.28, 2, users=500)
+def test_the_interval_of_a_single_seed_is_that_of_resampled_users() -> None:
+    a, b = many("a", 0.3, 1, seeds=1, users=500), many("b", 0.28, 2, seeds=1, users=500)
     differences = (a.values("ndcg@10") - b.values("ndcg@10")).mean(axis=0)
     rng = np.random.default_rng(5)
     means = [rng.choice(differences, len(differences)).mean() for _ in range(3000)]
     found = compare(a, b, "ndcg@10")
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=6e-4)
     assert found.low < found.difference < found.high
+    assert found.interval_over == "users"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_interval_of_several_seeds_holds_the_true_difference_as_often_as_it_says(
+    seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides are one config whose seeds scatter by more than the users' luck does."""
+    monkeypatch.setattr("sweeps.significance.RESAMPLES", 1)  # the permutation test has no part in the interval
+    held = 0
+    for trial in range(250):
+        rng = np.random.default_rng(trial)
+        rates = 0.2 + 0.02 * rng.standard_normal(2 * seeds)
+        hit = rng.random((2 * seeds, 800)) < rates[:, None]
+        found = compare(
+            ranked("a", np.where(hit[:seeds], 0, -1)), ranked("b", np.where(hit[seeds:], 0, -1)), "recall@1"
+        )
+        held += found.low <= 0 <= found.high
+        assert (found.low <= 0 <= found.high) == (found.p_seeds is not None and found.p_seeds >= 0.05)
+    assert 0.9 < held / 250 < 0.995
 
 
 def test_users_are_paired_by_their_index_whatever_the_order() -> None:
@@ -81,12 +111,31 @@ def test_several_comparisons_are_corrected_together() -> None:
     assert [one.p for one in compare_all([(a, b), (a, c)], "ndcg@10")] == pytest.approx(holm(alone))
 
 
+def test_the_level_that_holms_correction_leaves_is_the_largest_p_that_it_decides() -> None:
+    for others in ([], [0.001], [0.03], [0.001, 0.04], [0.01, 0.2], [0.5, 0.6, 0.7], [0.001, 0.002, 0.003]):
+        level = holm_level(others)
+        assert holm([0.999 * level, *others])[0] < 0.05
+        assert holm([1.001 * level, *others])[0] >= 0.05
+
+
+def test_what_would_be_found_is_as_strict_as_the_correction_and_the_verdict_says_when_that_decides() -> None:
+    a, b, c = many("a", 0.3, 1), many("b", 0.3, 2), many("c", 0.3, 3)
+    alone = compare(a, b, "ndcg@10")
+    together = compare_all([(a, b), (a, c)], "ndcg@10")[0]
+    assert together.detectable > alone.detectable
+    beside_a_clear_one = compare_all([(a, b), (a, many("d", 0.05, 4))], "ndcg@10")[0]
+    assert beside_a_clear_one.detectable == pytest.approx(alone.detectable)
+    close = dataclasses.replace(together, p_users=0.01, p_seeds=0.03, p=0.06)
+    assert close.winner is None
+    assert "alone it would be a difference (p = 0.03), as one of 2 it is not" in close.verdict
+
+
 def test_a_clear_difference_is_said_with_its_numbers_from_either_side() -> None:
     good, bad = many("A", 0.35, 1), many("B", 0.25, 2)
     for found in (compare(good, bad, "ndcg@10"), compare(bad, good, "ndcg@10")):
         assert found.winner == "A"
         assert found.verdict.startswith("A beats B in test ndcg@10 (p")
-        assert "over 1,500 users" in found.verdict
+        assert "over 1,500 users and 3 + 3 seeds, effect size 0." in found.verdict
         low, high = map(float, found.verdict.split("difference ")[1].split(" over")[0].split(" to "))
         assert 0 < low < abs(found.difference) < high
 
@@ -96,12 +145,15 @@ def test_equal_models_cannot_be_told_apart_and_the_verdict_says_what_could() -> 
     assert found.winner is None
     assert found.verdict.startswith("A and B can't be told apart with this much data (test ndcg@10 ")
     assert f"a difference of about {found.detectable:.4f} would be found" in found.verdict
+    assert f"95 % interval of the difference {found.low:.4f} to {found.high:.4f} over 1,500 users" in found.verdict
+    assert f"effect size {found.effect:.3f}" in found.verdict
 
 
 def test_the_same_lists_have_no_difference_to_test() -> None:
     a = many("A", 0.3, 1)
     found = compare(a, Ranked("B", a.users, a.ranks_SU), "ndcg@10")
-    assert (found.difference, found.low, found.high, found.p, found.effect) == (0, 0, 0, 1, 0)
+    assert (found.difference, found.p, found.effect) == (0, 1, 0)
+    assert found.low == -found.high
     assert found.verdict.endswith("no user's value differs.")
 
 
@@ -134,11 +186,11 @@ def test_configs_that_are_equal_are_seldom_called_different() -> None:
 
 def _quick_p(a: Ranked, b: Ranked) -> float:
     """The p-value over users and seeds alone: what decides here, without the resampling."""
-    from sweeps.significance import _standard_error, _t_p
+    from sweeps.significance import _t_p
 
     values_a, values_b = a.values("recall@1"), b.values("recall@1")
     difference = values_a.mean(axis=0) - values_b.mean(axis=0)
-    return _t_p(float(difference.mean()), *_standard_error(difference, values_a, values_b))
+    return _t_p(float(difference.mean()), *standard_error(difference, [values_a, values_b]))
 
 
 def test_numbers_are_the_same_every_time_and_finite() -> None:
