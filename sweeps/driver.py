@@ -22,6 +22,7 @@ from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
+from sweeps.disk_need import DiskNeed
 from sweeps.errors import SweepFailed
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.folders import artifact_store, storage_of, sweeps_command, url_of
@@ -59,8 +60,9 @@ def drive(
         check: NodeCheck = tuple
         if not is_own_ray():
             _refuse_groups(ledger.spec, storage)
-            check_nodes(storage, ledger.spec.base_config())
-            check = late_check(storage, ledger.spec.base_config())
+            need = DiskNeed.of(ledger.spec)
+            check_nodes(storage, ledger.spec.base_config(), need)
+            check = late_check(storage, ledger.spec.base_config(), need)
         on_ready()
         with _cluster_noted(ledger, on_event) as tell:
             if ledger.fact("phase") in (None, "searching"):
