@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from genrec.durable import flush, put, write_json
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage, is_url
 
 ARTIFACTS = ".artifacts"
 "the store's folder below that of models or sweeps"
@@ -32,11 +32,12 @@ NOTICE_SECONDS = 30.0
 
 def open_store(address: str | Path) -> ArtifactStore:
     """The store in a folder, or at the URL of an object store. Raises `InputError` for a URL that is none."""
+    address = checked_storage(address)
     if not is_url(address):
         return ArtifactStore(address)
     from genrec.remote_artifacts import RemoteArtifactStore
 
-    return RemoteArtifactStore(str(address))
+    return RemoteArtifactStore(address)
 
 
 class ArtifactStore:

@@ -45,7 +45,7 @@ def main(debug: bool) -> None:
 
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores when left out.")
 store_option = click.option(
-    "--store", help="Folder or URL (s3://) of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts."
+    "--store", help="Folder or URL (s3://, gs://) of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts."
 )
 format_option = click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True

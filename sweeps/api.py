@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig, with_values
 from genrec.errors import InputError
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage
 from sweeps.folders import DEFAULT as STORAGE
 from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, sweeps_command, working_folder
 from sweeps.interruption import interruptible
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from genrec.recommender import Recommender
     from sweeps.experiment import Experiment
     from sweeps.ledger import Ledger, Study
-    from sweeps.ray_cluster import Resources
     from sweeps.report import ReportFiles
+    from sweeps.resources import Resources
 
 
 class Sweep:
@@ -144,20 +144,24 @@ def run(
     storage: str | Path | None = None,
     address: str | None = None,
     or_resume: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Run the sweep that `file` describes, from data to winner.
 
     Args:
         overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
-        storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
-            name. By default what the file says.
+        storage: folder of all sweeps, or URL of an object store (s3:// or gs://BUCKET/PREFIX); this one gets a folder
+            by its name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
         or_resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        wait_seconds: for a node, when the cluster has no room for a single trial, at the start and later; by default
+            300, at the start only where nodes come by themselves.
         quiet: show nothing while it runs.
     """
     own, settings = _sort_overrides(overrides or {})
-    return start(load_spec(file, own, settings), storage=storage, address=address, or_resume=or_resume, quiet=quiet)
+    spec = load_spec(file, own, settings)
+    return start(spec, storage=storage, address=address, or_resume=or_resume, wait_seconds=wait_seconds, quiet=quiet)
 
 
 def start(
@@ -167,6 +171,7 @@ def start(
     address: str | None = None,
     or_resume: bool = False,
     revise: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """`run` with a spec that is loaded already. `revise`: a sweep that is continued goes on with what `spec` says."""
@@ -176,13 +181,13 @@ def start(
     folder = working_folder(storage) / spec.name
     if or_resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
         if revise:
-            return _continue(load(spec.name, storage), spec, storage, address, quiet)
+            return _continue(load(spec.name, storage), spec, storage, address, quiet, wait_seconds=wait_seconds)
         if not quiet:
             _say_what_is_left_out(load(spec.name, storage).spec, spec, storage)
-        return resume(spec.name, storage=storage, address=address, quiet=quiet)
+        return resume(spec.name, storage=storage, address=address, wait_seconds=wait_seconds, quiet=quiet)
     check_names(spec, storage)
     require_here(spec, address)
-    return _drive(Ledger.create(folder, spec), address, quiet, is_new=True)
+    return _drive(Ledger.create(folder, spec), address, quiet, is_new=True, wait_seconds=wait_seconds)
 
 
 def resume(
@@ -196,6 +201,7 @@ def resume(
     accept_code: bool = False,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do. A finished one for which nothing
@@ -209,6 +215,7 @@ def resume(
         settings: those of the base, by config path, to read the file with.
         accept_data, accept_code: go on although the data, or the code of the stages, are not those of the recorded
             trials.
+        wait_seconds: as in `run`.
     """
     sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
@@ -219,7 +226,16 @@ def resume(
     if limits:
         data = spec.to_dict()
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
-    return _continue(sweep, spec, storage, address, quiet, accept_data=accept_data, accept_code=accept_code)
+    return _continue(
+        sweep,
+        spec,
+        storage,
+        address,
+        quiet,
+        accept_data=accept_data,
+        accept_code=accept_code,
+        wait_seconds=wait_seconds,
+    )
 
 
 def _continue(
@@ -231,6 +247,7 @@ def _continue(
     *,
     accept_data: bool = False,
     accept_code: bool = False,
+    wait_seconds: float | None = None,
 ) -> Sweep:
     """Go on with a sweep as `spec` says; what contradicts its record raises `InputError`."""
     from sweeps.ledger import Ledger
@@ -247,6 +264,7 @@ def _continue(
         spec=spec,
         accept_data=accept_data,
         accept_code=accept_code,
+        wait_seconds=wait_seconds,
     )
 
 
@@ -286,6 +304,7 @@ def reevaluate(
     *,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Choose finalists again from a sweep whose search is done: other numbers of trials or seeds.
@@ -309,7 +328,7 @@ def reevaluate(
         ledger.set_fact("reevaluation", known | chosen | {"revisions": len(ledger.revisions)})
         ledger.mark("finalists")
 
-    return _drive(ledger, address, quiet, on_ready=begin)
+    return _drive(ledger, address, quiet, on_ready=begin, wait_seconds=wait_seconds)
 
 
 def compare(
@@ -334,8 +353,6 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
-    if is_url(storage):
-        raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
@@ -351,7 +368,7 @@ def compare(
             metric=metric,
             split=split,
             resources=resources,
-            storage=Path(storage),
+            storage=checked_storage(storage),
             address=address,
             say=lambda line: console.print(Text(line), soft_wrap=True),
         )
@@ -377,6 +394,7 @@ def _drive(
     accept_data: bool = False,
     accept_code: bool = False,
     on_ready: Callable[[], None] = lambda: None,
+    wait_seconds: float | None = None,
 ) -> Sweep:
     """Drive an open ledger to its end and close it. `is_new`: begun by the caller; if it is refused before its first
     trial, it is taken back. `spec`: what it becomes. `on_ready`: see `drive`."""
@@ -392,7 +410,14 @@ def _drive(
             if spec is not None:
                 ledger.revise(spec)
             with told(ledger, view.say), view.shown():
-                drive(ledger, address=address, on_event=view.on_event, say=view.say, on_ready=on_ready)
+                drive(
+                    ledger,
+                    address=address,
+                    on_event=view.on_event,
+                    say=view.say,
+                    on_ready=on_ready,
+                    wait_seconds=wait_seconds,
+                )
         except (InputError, ConnectionError):
             if is_new and not ledger.trials():
                 ledger.discard()

@@ -63,7 +63,7 @@ def _contradictions(
     ledger: Ledger, before: Mapping[str, Any], now: Mapping[str, Any], *, accept_data: bool, accept_code: bool
 ) -> list[str]:
     """Why trials of this session could not be compared with the recorded ones; a line each, with the way on."""
-    name, storage = ledger.spec.name, storage_of(ledger.folder.parent)
+    name, storage = ledger.folder.name, storage_of(ledger.folder.parent)
     faults = []
     old, new = before.get("stages") or {}, now.get("stages") or {}
     changed = [f"{stage} {old[stage]} -> {new[stage]}" for stage in new if old.get(stage, new[stage]) != new[stage]]

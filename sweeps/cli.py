@@ -18,7 +18,7 @@ import click
 
 from genrec.config import parse_overrides
 from genrec.errors import ExitCode, InputError
-from genrec.object_store import checked_url, is_url
+from genrec.object_store import checked_storage, is_url
 from genrec.terminal import Commands, fail, printable
 from sweeps import api
 from sweeps.errors import LedgerError, SweepFailed
@@ -26,7 +26,6 @@ from sweeps.folders import DEFAULT, has_sweep, is_sweep, sweeps_command, working
 from sweeps.interruption import Interrupted, interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
-from sweeps.wording import counted
 
 if TYPE_CHECKING:
     from genrec.data.interactions import Split
@@ -47,7 +46,8 @@ class Storage(click.Path):
     """A folder, or the URL of an object store."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        return checked_url(value) if is_url(value) else super().convert(value, parameter, context)
+        value = checked_storage(value)
+        return value if is_url(value) else super().convert(value, parameter, context)
 
 
 storage_option = click.option(
@@ -55,15 +55,37 @@ storage_option = click.option(
     default=DEFAULT,
     show_default=True,
     type=Storage(file_okay=False),
-    help="Folder of all sweeps, or s3://BUCKET/PREFIX.",
+    help="Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX.",
 )
 storage_of_file_option = click.option(
     "--storage",
     type=Storage(file_okay=False),
-    help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
+    help=f"Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
+)
+
+
+class Seconds(click.ParamType):
+    """A time such as 15m, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            return float(seconds(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+wait_option = click.option(
+    "--wait-for-nodes",
+    "wait",
+    metavar="TIME",
+    type=Seconds(),
+    help="How long to wait for a node when the cluster has no room for a single trial, at the start and later: 15m. "
+    "Default: 5m, at the start only where nodes come by themselves.",
 )
 address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; a local Ray when left out.")
 
@@ -88,11 +110,11 @@ def validate(file: str, assignments: tuple[str, ...], storage: str | None, addre
         click.echo(f"  {path} = {formula}")
     space = spec.search_space
     if space.grid:
-        click.echo(f"  grid points: {len(space.grid_points())}")
+        click.echo(f"  grid points: {space.num_grid_points()}")
     share, example = space.infeasible_share(spec.base_values)
     click.echo(f"  infeasible: {share:.0%}" + (f"; the first: {example}" if example else ""))
     objectives = ", ".join(f"{mode} {name}" for name, mode in spec.objectives.items())
-    click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {objectives}")
+    click.echo(f"  trials: {spec.budget.how_many}, metric: {objectives}")
     _say_what_is_missing_here(spec, address)
 
 
@@ -179,12 +201,6 @@ recipe_option = click.option("--recipe", help="Instead of FILE: the recipe or co
 grid_option = click.option(
     "--grid", "grids", multiple=True, metavar="KEY=A,B", help="Values of a setting; all combinations run."
 )
-wait_option = click.option(
-    "--wait-for-nodes",
-    "wait",
-    metavar="TIME",
-    help="Ask the cluster for room for `max_concurrent` trials and wait so long for it: 10m. Some go on with less.",
-)
 
 
 @main.command()
@@ -214,7 +230,7 @@ def run(
     assignments: tuple[str, ...],
     storage: str | None,
     address: str | None,
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes, or the grid of --grid, from data to winner."""
     _check_source(file, recipe, grids)
@@ -237,8 +253,8 @@ def run(
         begun = is_sweep(working_folder(storage) / spec.name)
         return _resume_command(spec.name, storage, address) if begun else "the same command"
 
-    with _exit_codes(again), _nodes_for(spec, address, wait):
-        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, revise=revise)
+    with _exit_codes(again):
+        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, revise=revise, wait_seconds=wait)
         _print_status(sweep.ledger, storage)
 
 
@@ -289,25 +305,6 @@ def _shown_grid(
     return spec, text
 
 
-@contextmanager
-def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterator[None]:
-    """The cluster with room for the sweep's trials, for the block, if waiting was asked for."""
-    if wait is None:
-        yield
-        return
-    if spec.resources.max_concurrent is None:
-        raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
-    from sweeps.ray_cluster import Resources, room_for, start_ray
-    from sweeps.this_machine import require_here
-
-    require_here(spec, address)
-    trials = spec.resources.max_concurrent
-    with start_ray(address):
-        click.echo(f"waiting up to {wait} for room for {counted(trials, 'trial')}", err=True)
-        with room_for(Resources.of(spec.resources), trials, float(seconds(wait))):
-            yield
-
-
 @main.command()
 @click.argument("name")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
@@ -318,6 +315,7 @@ def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterat
 @click.option("--accept-code", is_flag=True, help="Go on although the code of the stages is not that of the trials.")
 @storage_option
 @address_option
+@wait_option
 def resume(
     name: str,
     trials: int | None,
@@ -328,6 +326,7 @@ def resume(
     accept_code: bool,
     storage: str,
     address: str | None,
+    wait: float | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
@@ -346,6 +345,7 @@ def resume(
             accept_code=accept_code,
             storage=storage,
             address=address,
+            wait_seconds=wait,
         )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
@@ -358,10 +358,14 @@ def resume(
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds of each; 1 measures the models of the search.")
 @storage_option
 @address_option
-def reevaluate(name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None) -> None:
+@wait_option
+def reevaluate(
+    name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None, wait: float | None
+) -> None:
     """Choose the winner of NAME again, from more trials or with more seeds; what is measured is kept."""
     with _exit_codes(_resume_command(name, storage, address)):
-        _print_status(api.reevaluate(name, top_k, seeds, storage=storage, address=address).ledger, storage)
+        sweep = api.reevaluate(name, top_k, seeds, storage=storage, address=address, wait_seconds=wait)
+        _print_status(sweep.ledger, storage)
 
 
 @main.command()
@@ -396,7 +400,7 @@ def compare(
     """
     overrides = parse_overrides(assignments)
     with _exit_codes("the same command"):
-        from sweeps.ray_cluster import Resources
+        from sweeps.resources import Resources
 
         resources = None
         if cpus is not None or gpus is not None:
@@ -520,7 +524,8 @@ def dashboard(name: str, storage: str, port: int) -> None:
 )
 @click.option(
     "--storage",
-    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3://BUCKET/PREFIX; default: in FILE.",
+    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3:// or gs://BUCKET/PREFIX; "
+    "default: in FILE.",
 )
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; default: none.")
 @click.option(
@@ -543,7 +548,7 @@ def submit(
     trials: int | None,
     time: str | None,
     assignments: tuple[str, ...],
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes, or the grid of --grid, as a job of a Ray cluster.
 
@@ -557,8 +562,9 @@ def submit(
     )
     words = [word for grid in grids for word in ("--grid", grid)]
     words += [word for assignment in assignments for word in ("--set", assignment)]
-    options = {"recipe": recipe, "name": name, "trials": trials, "time": time, "wait-for-nodes": wait}
+    options = {"recipe": recipe, "name": name, "trials": trials, "time": time}
     words += [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+    words += [] if wait is None else ["--wait-for-nodes", f"{wait:g}s"]
     with _exit_codes("the same command"):
         from sweeps.job_server import Cluster
         from sweeps.submission import Request

@@ -22,8 +22,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from genrec.errors import InputError
+from sweeps.cluster_view import PROBE_SECONDS
 from sweeps.environment import environment
-from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
 from sweeps.submission import Request, Verdict, entrypoint, pack, verdict

@@ -117,7 +117,7 @@ def _oracle_lines(status: dict[str, Any]) -> list[str]:
 
 
 def _next_commands(ledger: Ledger, storage: str) -> list[str]:
-    folder, name = ledger.folder, ledger.spec.name
+    folder, name = ledger.folder, ledger.folder.name
     bundle, best = str(folder / "bundle"), str(folder / "best.yaml")
     store = artifact_store(folder.parent).address
     commands = [

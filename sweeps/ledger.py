@@ -37,7 +37,7 @@ __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun"
 MAX_INFEASIBLE = 200
 "sampled points in a row that break a constraint before the sweep gives up"
 MAX_DUPLICATES = 50
-"sampled points in a row that were tried before: the space is taken as exhausted"
+"sampled points in a row that were tried before: a space that cannot be listed is taken as exhausted"
 _HEARTBEAT = 1.0  # seconds between two notes of a session's length
 _TRIALS_HEARTBEAT = 5.0  # where there are many occasions
 
@@ -126,8 +126,8 @@ class Ledger:
                 storage = storage_of(folder.parent)
                 resume = sweeps_command("resume", folder.name, storage=storage)
                 raise SweepExists(
-                    f"{storage}/{folder.name}: exists; continue, with --trials, --time or --file where there is more "
-                    f"to do, by: {resume}"
+                    f"{storage}/{folder.name}: exists; use {resume} "
+                    "(with --trials, --time or --file where there is more to do)"
                 )
             place.write(spec)
             ledger = cls._opened(folder, place, place.writing(), lock)
@@ -288,7 +288,7 @@ class Ledger:
             return "time"
         if progress.grid_index is None:
             return "grid done" if self.space.pure_grid else "space exhausted"
-        if progress.duplicates >= MAX_DUPLICATES:
+        if progress.duplicates >= MAX_DUPLICATES and not self.space.is_listable:
             return "space exhausted"
         if progress.infeasible >= MAX_INFEASIBLE:
             if progress.duplicates:

@@ -54,13 +54,18 @@ class Mirror:
         return ObjectNote(self.objects, DRIVER)
 
     def pull(self, below: str = "") -> None:
-        """Bring what is new in the store; without logs and trackers' files, unless they are asked for.
+        """Bring what is new in the store; without logs and trackers' files, unless they are asked for. From a copy that
+        is only looked at, what has gone from the store goes too.
 
         A file that was changed here alone stays: its driver died before copying it, and nobody has driven since.
         """
         with self._turn:
-            index = self._index()
-            for name, tag in self.objects.tags(below).items():
+            index, tags = self._index(), self.objects.tags(below)
+            vanished = [name for name in index if name.startswith(below) and name not in tags]
+            for name in vanished if is_copy(self.folder.parent) else ():
+                (self.folder / name).unlink(missing_ok=True)
+                del index[name]
+            for name, tag in tags.items():
                 path = self.folder / name
                 known = index.get(name, {}).get("tag") == tag and path.exists()
                 if known or self._is_left_out(PurePosixPath(name), wanted=below):
@@ -71,7 +76,7 @@ class Mirror:
                 put(partial, path)
                 index[name] = {"tag": tag, "seen": self._signature(name)}
             self._known = index
-            if index:
+            if index or vanished:
                 write_json(self.folder / INDEX, index)
 
     def push(self) -> None:
@@ -102,7 +107,7 @@ class Mirror:
     def delete(self, name: str) -> None:
         """Delete a file here and in the store."""
         with self._turn:
-            index = self._index()
+            index = self._known = self._index() if self._known is None else self._known
             (self.folder / name).unlink(missing_ok=True)
             self.objects.delete([name])
             index.pop(name, None)

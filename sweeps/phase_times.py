@@ -88,7 +88,7 @@ def finalists_time(
     """The best trials (of middling cost, for all we know) and the base, with every seed; both splits are read."""
     finalists = spec.finalists
     by_cost = sorted(configs, key=lambda config: bench.work(config).epoch_seconds(speed))
-    middle = spec.finalist_config(by_cost[len(by_cost) // 2])
+    middle = spec.finalist_of(by_cost[len(by_cost) // 2])
     contenders = [middle] * finalists.top_k + [spec.finalist_config(spec.base_config())]
     known = {bench.work(planned).tokenizer_key for planned in configs}
     runs = []

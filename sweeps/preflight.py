@@ -30,18 +30,15 @@ from genrec.durable import file_hash
 from genrec.errors import InputError
 from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
+from sweeps.cluster_view import nodes
 from sweeps.disk_need import DiskNeed
 from sweeps.driver_lock import is_locked
 from sweeps.folders import working_folder
-from sweeps.ray_cluster import nodes
+from sweeps.node_health import MIN_FREE_BYTES
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
-MIN_FREE_BYTES = 2**30
-"in every folder, for all that is no checkpoint: dataset, tokenizers, logs, the ledger"
 DISTRIBUTIONS = ("ray", "torch", "numpy", "optuna", "genrec-sweeps")
-
-
 NO_CHECKPOINTS = DiskNeed()
 
 
@@ -208,7 +205,7 @@ def _fault_of_store(probe: str) -> str:
     store = ObjectStore(storage)
     try:
         if not store.has(name):
-            return f"sees another {storage} than the driver; fix: the same endpoint (AWS_ENDPOINT_URL_S3) on all nodes"
+            return f"sees another {storage} than the driver; fix: the same {store.endpoint_variable} on all nodes"
         store.probe()
     except (StorageError, InputError) as error:
         return f"cannot use the storage: {error}"

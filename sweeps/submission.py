@@ -22,7 +22,7 @@ import sweeps
 from genrec.config import recipe_files
 from genrec.errors import ExitCode, InputError
 from genrec.gin_syntax import parse_gin
-from genrec.object_store import checked_url, is_url
+from genrec.object_store import checked_storage, is_url
 from sweeps.spec import SweepSpec
 
 SENTENCE_CODES = tuple(ExitCode)
@@ -51,12 +51,13 @@ class Request:
 
 def _shared_storage(storage: str) -> str:
     """The storage in the one spelling by which jobs are compared."""
+    storage = checked_storage(storage)
     if is_url(storage):
-        return checked_url(storage)
+        return storage
     if not PurePosixPath(storage).is_absolute():
         raise InputError(
             f"--storage {storage}: a job works in a folder that is deleted after it; give the absolute path "
-            "of a folder that all nodes of the cluster share, or s3://BUCKET/PREFIX"
+            "of a folder that all nodes of the cluster share, or s3:// or gs://BUCKET/PREFIX"
         )
     return "/" + posixpath.normpath(storage).lstrip("/")
 

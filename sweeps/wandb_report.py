@@ -206,7 +206,7 @@ def upload_advice(ledger: Ledger) -> str | None:
         return None
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     shown = ", ".join(names[:SHOWN]) + more
-    sync = sweeps_command("sync", ledger.spec.name, storage=storage_of(ledger.folder.parent))
+    sync = sweeps_command("sync", ledger.folder.name, storage=storage_of(ledger.folder.parent))
     fix = f"{sync} does that"
     return f"not uploaded yet, so that its panels lack them: {counted(len(names), 'run')} ({shown}); {fix}"
 

@@ -192,7 +192,7 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
-    folder, name = ledger.folder, ledger.spec.name
+    folder, name = ledger.folder, ledger.folder.name
     storage, store = storage_of(folder.parent), artifact_store(folder.parent).address
     file, best, bundle = (str(path) for path in (report / "sweep.yaml", report / "best.yaml", folder / "bundle"))
     lines = [("repeat the sweep", sweeps_command("run", file, "--name", f"{name}-again", storage=storage))]

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.folders import has_sweep
 from sweeps.interruption import SIGNALS, Interrupted, handled_by, interruptible, own_handlers_kept
 from sweeps.ledger import Ledger
 
@@ -74,14 +73,20 @@ def test_handlers_that_ray_sets_do_not_outlast_its_start() -> None:
     def set_as_ray_does() -> None:
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
 
-    with pytest.raises(Interrupted), interruptible():
+    def signal_after() -> None:
         with own_handlers_kept():
             set_as_ray_does()
         send(signal.SIGTERM)
-    with pytest.raises(Interrupted) as caught, interruptible(), own_handlers_kept():
-        set_as_ray_does()
-        send(signal.SIGTERM)
-    assert caught.value.signum == signal.SIGTERM
+
+    def signal_meanwhile() -> None:
+        with own_handlers_kept():
+            set_as_ray_does()
+            send(signal.SIGTERM)
+
+    for start in (signal_after, signal_meanwhile):
+        with pytest.raises(Interrupted) as caught, interruptible():
+            start()
+        assert caught.value.signum == signal.SIGTERM
 
 
 def test_a_keyboard_interrupt_that_no_signal_has_caused_stays_one() -> None:
@@ -143,21 +148,3 @@ def test_sigterm_while_the_winner_is_exported_leaves_143_and_the_command_that_go
     command = said.partition("interrupted by SIGTERM; continue with: ")[2].strip()
     assert shlex.split(command) == ["sweeps", "resume", "tiny", "--storage", str(storage)]
     assert Ledger.read(storage / "tiny").state == "interrupted"
-
-
-@pytest.mark.slow
-def test_sigterm_while_nodes_are_waited_for_leaves_143_and_no_sweep(tmp_path: Path) -> None:
-    """On a real Ray, whose own handler would leave 15."""
-    spec = tmp_path / "wide.yaml"
-    spec.write_text(TINY.read_text() + "resources: {max_concurrent: 5000}\n")
-    words = ["run", str(spec), "--storage", str(tmp_path), "--wait-for-nodes", "10m"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "sweeps.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as driver:
-        assert driver.stderr is not None
-        assert "waiting up to 10m for room for 5000 trials" in driver.stderr.readline(), driver.communicate()
-        driver.send_signal(signal.SIGTERM)
-        _, said = driver.communicate(timeout=120)
-    assert driver.returncode == 143, said
-    assert "interrupted by SIGTERM; continue with: the same command" in said
-    assert not has_sweep("tiny", tmp_path)
