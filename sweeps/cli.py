@@ -1,7 +1,7 @@
 """`sweeps`: validate, run, resume and look at sweeps. Thin commands: parse, call the library, print.
 
-Exit codes: 0 done, 2 bad input (nothing started), 3 no trial succeeded, 4 cluster or storage, 130/143 interrupted and
-resumable.
+Exit codes: 0 done, 2 bad input (nothing started), 3 no trial succeeded or too many failed, 4 cluster or storage,
+130/143 interrupted and resumable.
 """
 
 from __future__ import annotations

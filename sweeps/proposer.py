@@ -13,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.constraints import Violation
 from sweeps.model_key import model_key
 from sweeps.reuse import Earlier, EarlierResults
 from sweeps.sampling import Sampling, derived_seed, recorded_value
@@ -218,6 +219,7 @@ class Proposer:
         reason = by_grid or self.space.infeasible_reason(self.spec.base_values, values)
         if reason is not None:
             attrs |= {"status": "infeasible", "reason": reason, "by_grid": by_grid is not None or self.space.pure_grid}
+            attrs["broken"] = reason.rule if isinstance(reason, Violation) else reason
             return self._record.create(TrialState.FAIL, attrs | {"config_hash": ""}, **fields)
         config = self.space.build(self.spec.base_values, values)
         attrs["config_hash"] = config.hash

@@ -18,7 +18,8 @@ from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
-from sweeps.stopping import GO, Verdict
+from sweeps.stop_mark import StopMark
+from sweeps.stopping import BUDGET, GO, TARGET, Verdict
 from sweeps.waiting import Waits
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Demand = Callable[[int, Collection[str]], None]
 Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
+SIGN = "stage"  # reserved metric: of a task that is not training epochs yet, and says so
 ROOM = "_room"  # reserved metric: whether the workers of a group have their places; until then they wait for them
 WAIT_SECONDS = 300.0  # for a node, when there is no room for a single trial: a new spot machine takes some minutes
 NODE, PLACE = "a node", "a place"  # what a run as a whole may wait for
@@ -54,7 +56,7 @@ class QueueRun:
         metric: str,
         max_failures: int,
         cluster: ClusterView,
-        stop_file: Path,
+        stop_file: Path | StopMark,
         storage: Path | None = None,
         wait_seconds: float = WAIT_SECONDS,
         workers: int = 1,
@@ -176,8 +178,12 @@ class QueueRun:
         if not self._slots() and not any(task.works for task in self._open.values()):
             return self._cluster.too_small()
         for task in self._open.values():
-            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+            if not task.running or task.has_process:
+                continue
+            if task.shunned and not self._cluster.usable(task.shunned):
                 return f"{task.task.id} has failed on all nodes that are left"
+            if task.home and task.home not in self._cluster.usable(()):
+                return f"{task.task.id} was to start on {self._cluster.name(task.home)}, which has gone"
         return None
 
     def shunned_by(self, task_id: str) -> list[str]:
@@ -186,6 +192,13 @@ class QueueRun:
         avoided = {*self._health.avoided, *task.failed_on}
         task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
         return task.shunned
+
+    def home_of(self, task_id: str) -> str | None:
+        """Id of the node on which the task's process and its workers are to be; None: wherever there is room."""
+        task = self._open[task_id]
+        homes = [other.home for other in self._open.values() if other.running and other.home and other is not task]
+        task.home = self._cluster.home(task.shunned, homes)
+        return task.home
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -224,6 +237,8 @@ class QueueRun:
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
             task = self._open[task_id]
+            if SIGN in metrics:
+                return
             task.notes.update(metrics.pop(NOTES, {}))
             if ROOM in metrics:
                 task.has_room(metrics.pop(ROOM))
@@ -237,10 +252,24 @@ class QueueRun:
                 self._on_event("report", task_id, metrics)
 
     def judge(self, task_id: str, metrics: Mapping[str, Any]) -> Verdict:
-        """What becomes of the task after this epoch; asked before `reported`."""
+        """What becomes of the task after this epoch; asked before `reported`.
+
+        That a rule ends it is told now, before the epoch is: a run that is killed before the task has ended must not
+        train it on, and a rule does not judge an epoch again that it knows. A budget is looked at again anyway."""
         task = self._open[task_id]
         with self._kept():
-            task.verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            task.verdict = verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            if verdict.action == "stop" and verdict.by not in (BUDGET, TARGET):
+                data = {"epoch": metrics["epoch"], "reason": verdict.reason, "stopped_by": verdict.by}
+                self._on_event("condemned", task_id, data)
+        return task.verdict
+
+    def judge_sign(self, task_id: str, stage: str) -> Verdict:
+        """What becomes of a task that has no epoch yet: a spent budget does not wait for one."""
+        task = self._open[task_id]
+        with self._kept():
+            if limit := self.queue.spent():
+                task.verdict = Verdict("stop", f"ended with the budget in its stage {stage}: {limit}", BUDGET)
         return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:
@@ -260,14 +289,12 @@ class QueueRun:
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)
-        if task.fault:
-            self._finish(task, "failed", {"reason": task.fault, "node": node})
-        elif final is None and task.verdict.action == "pause":
-            self._pause(task)
-        elif final is None:
-            self._finish(task, "stopped", {"reason": task.verdict.reason, "node": node})
+        if task.fault or final is None:
+            self._end_as_judged(task)
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
+        elif final["status"] == "stopped":
+            self._stop(task, Verdict("stop", final["reason"], final.get("by") or ""))
         else:
             self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
@@ -277,6 +304,9 @@ class QueueRun:
         task.halt()
         task.node = node
         task.node_id = node_id or task.node_id
+        if task.fault or task.verdict.action != "go":
+            self._end_as_judged(task)  # it died on its way out
+            return
         if task.node_id and self._cluster.is_lost(task.node_id):
             self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
             return
@@ -287,6 +317,15 @@ class QueueRun:
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
+
+    def _end_as_judged(self, task: OpenTask) -> None:
+        """The last epoch has decided."""
+        if task.fault:
+            self._finish(task, "failed", {"reason": task.fault, "node": task.node})
+        elif task.verdict.action == "pause":
+            self._pause(task)
+        else:
+            self._stop(task, task.verdict)
 
     def _unfit(self, task: OpenTask, reason: str, *, certain: bool) -> None:
         """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
@@ -341,9 +380,8 @@ class QueueRun:
         if self._open and not self._stopping:
             raise Interrupted(signal.SIGUSR1)  # the one signal that Tune keeps to itself
         if not self._stopping:
-            for task_id, reason in self.queue.never_promoted().items():
-                task = self._paused.get(task_id) or OpenTask(self.queue.task(task_id))
-                self._finish(task, "stopped", {"reason": reason, "node": task.node})
+            for task_id, verdict in self.queue.never_promoted().items():
+                self._stop(self._paused.get(task_id) or OpenTask(self.queue.task(task_id)), verdict)
         if self._error is not None:
             raise self._error
 
@@ -353,6 +391,10 @@ class QueueRun:
             task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
             self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
+
+    def _stop(self, task: OpenTask, verdict: Verdict) -> None:
+        by = {"stopped_by": verdict.by} if verdict.by else {}
+        self._finish(task, "stopped", {"reason": verdict.reason, **by, "node": task.node})
 
     def _finish(self, task: OpenTask, status: Ending, result: dict[str, Any]) -> None:
         restarts = {"restarts": task.restarts} if task.restarts else {}
@@ -387,6 +429,7 @@ class OpenTask:
         self.node_id: str | None = None
         self.failed_on: set[str] = set()  # ids of nodes that could not run it
         self.shunned: list[str] = []  # ids of nodes that its next process is kept from
+        self.home: str | None = None  # id of the one node that it has to be on
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None
@@ -400,6 +443,7 @@ class OpenTask:
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
+        self.verdict = GO
         self.has_process = True
         self._since = time.monotonic()
 

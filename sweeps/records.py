@@ -20,7 +20,12 @@ class ClusterLost(ConnectionError):
 
 
 class Stopped(Exception):
-    """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed."""
+    """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed. `by` names
+    the rule (`sweeps.stopping.stopped_by`)."""
+
+    def __init__(self, reason: str, by: str | None = None):
+        super().__init__(reason)
+        self.by = by
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class TrialRecord:
     trained: list[str]
     started: datetime | None
     finished: datetime | None
+    stopped_by: str | None = None
+    "what stopped it (`sweeps.stopping.stopped_by`); None in ledgers of earlier versions"
+    broken: str | None = None
+    "of an infeasible point: the constraint or setting that it breaks"
     duplicate_of: int | None = None
     grid_index: int | None = None
     source: dict[str, Any] | None = None

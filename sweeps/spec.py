@@ -113,7 +113,7 @@ class BudgetSpec(Section):
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     "infeasible points and duplicates are not counted"
     time: Seconds | None = None
-    "in the file also as 45s, 90m, 2h; over all sessions of the sweep"
+    "of the search, in all sessions of the sweep; in the file also as 45s, 90m, 2h"
     cpu_hours: Limit | None = None
     "hours that trials ran x the CPUs of a trial"
     gpu_hours: Limit | None = None
@@ -123,7 +123,7 @@ class BudgetSpec(Section):
     price_per_hour: Limit | None = None
     "of what one trial holds, all its workers together, in the currency of `cost`"
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    "a value of the metric that is good enough"
+    "a value of the metric that is good enough; the trial that reaches it ranks among the completed ones"
 
     @property
     def how_many(self) -> str:
@@ -192,11 +192,12 @@ def trials_of(workers: int, fewest: int, most: int) -> int:
 
 
 class FinalistsSpec(Section):
-    """Re-evaluation: the best `top_k` trials and the base, each with `seeds` seeds, on the test split."""
+    """Re-evaluation: the best `top_k` trials and the base, each with `seeds` seeds, on the test split. Trials that were
+    trained to their end come first, then the best of those that were stopped."""
 
     top_k: Annotated[int, Field(ge=1, le=100)] = 3
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    "with 1 the models of the search are measured as they are; with more, all are trained anew with each"
+    "with 1 the search's models are measured, a stopped one trained to its end first; with more all are trained anew"
     set: dict[str, Any] = Field(default_factory=dict)
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
@@ -254,6 +255,8 @@ class SweepSpec(Section):
     notify: NotifySpec | None = None
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
+    max_failed_trials: Annotated[int, Field(ge=0)] | None = None
+    "more failed trials end the search; without it only the first five do, if no trial has come to an epoch by then"
     seed: int = 0
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"

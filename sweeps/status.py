@@ -44,6 +44,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "restarts": {record.id: record.restarts for record in ledger.trials() if record.restarts},
         "busy_share": {name: round(share, 4) for name, share in busy_share(ledger).items()},
         "elapsed_seconds": round(ledger.elapsed, 1),
+        "search_seconds": round(ledger.search_seconds, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],
     }

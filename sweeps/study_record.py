@@ -27,6 +27,7 @@ STATUS: dict[TrialState, Status] = {
     TrialState.FAIL: "failed",
 }
 _PAUSED = "paused"
+_CONDEMNED = "condemned"
 _STATE = {"stopped": TrialState.PRUNED, "completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
 
@@ -110,11 +111,14 @@ class StudyRecord:
         self._numbers[attrs["id"]] = number
         return self._trials[number]
 
-    def _open_trial(self, task_id: str) -> FrozenTrial | None:
-        """The trial of a task; None when it has finished already (a late message of a lost worker)."""
+    def number_of(self, task_id: str) -> int:
         if task_id not in self._numbers:
             raise LedgerError(f"{task_id}: no such trial in the ledger")
-        trial = self._trials[self._numbers[task_id]]
+        return self._numbers[task_id]
+
+    def _open_trial(self, task_id: str) -> FrozenTrial | None:
+        """The trial of a task; None when it has finished already (a late message of a lost worker)."""
+        trial = self._trials[self.number_of(task_id)]
         return None if trial.state.is_finished() else trial
 
     def report(self, task_id: str, metrics: Mapping[str, Any]) -> None:
@@ -141,6 +145,12 @@ class StudyRecord:
         trial = self._open_trial(task_id)
         if trial is not None:
             self._set_trial_attr(trial.number, _PAUSED, epoch)
+
+    def condemn(self, task_id: str, verdict: Mapping[str, Any]) -> None:
+        """Note that a trial ends at the verdict's epoch, which is reported next."""
+        trial = self._open_trial(task_id)
+        if trial is not None:
+            self._set_trial_attr(trial.number, _CONDEMNED, plain(verdict))
 
     def end(self, number: int, state: TrialState, result: dict[str, Any], values: Sequence[float] | None) -> None:
         """End a trial: its result first, then its state by one append."""
@@ -216,6 +226,14 @@ def is_paused(trial: FrozenTrial) -> bool:
     return epoch is not None and not trial.state.is_finished() and epoch >= max(trial.intermediate_values, default=0)
 
 
+def condemned(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Reason and cause of a stop that was decided, and that the trial, which has not ended, has yet to carry out."""
+    verdict = trial.user_attrs.get(_CONDEMNED)
+    if verdict is None or trial.state.is_finished() or f"epoch:{verdict['epoch']}" not in trial.user_attrs:
+        return None
+    return {"reason": verdict["reason"], "stopped_by": verdict["stopped_by"]}
+
+
 def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     rows = [row for key, row in trial.user_attrs.items() if key.startswith("epoch:")]
     return sorted(rows, key=lambda row: row["epoch"])
@@ -245,6 +263,8 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         duration=result.get("duration"),
         node=result.get("node"),
         reason=attrs.get("reason") or result.get("reason"),
+        stopped_by=result.get("stopped_by"),
+        broken=attrs.get("broken"),
         artifacts=result.get("artifacts") or {},
         reused=result.get("reused") or [],
         health=result.get("health") or {},

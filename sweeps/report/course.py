@@ -24,7 +24,7 @@ from sweeps.wording import counted
 
 MAX_ROWS = 200
 
-_Times = tuple[str, str, str | None, datetime | None, datetime | None]
+_Times = tuple[str, str, str | None, datetime | None, datetime | None, bool]
 
 
 class Span(NamedTuple):
@@ -35,6 +35,7 @@ class Span(NamedTuple):
     node: str
     start: datetime
     end: datetime
+    is_finalist: bool = False
 
     @property
     def seconds(self) -> float:
@@ -87,16 +88,16 @@ def stages(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
 def spans_of(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Span]:
     """All that ran, by start. What is running ends with the last thing that is known to have happened."""
     found: list[_Times] = [
-        (r.id, r.status, r.node, r.started, r.finished)
+        (r.id, r.status, r.node, r.started, r.finished, False)
         for r in records
         if r.duplicate_of is None and r.status != "infeasible"
     ]
     found += _finalist_times(ledger)
-    moments = [moment for _, _, _, start, end in found for moment in (start, end) if moment]
+    moments = [moment for _, _, _, start, end, _ in found for moment in (start, end) if moment]
     last = max(moments, default=None)
     spans = [
-        Span(name, status, node or "unknown", start, max(start, end or last))
-        for name, status, node, start, end in found
+        Span(name, status, node or "unknown", start, max(start, end or last), is_finalist)
+        for name, status, node, start, end, is_finalist in found
         if start is not None and last is not None
     ]
     return sorted(spans, key=lambda span: (span.start, span.name))
@@ -110,7 +111,7 @@ def _finalist_times(ledger: Ledger) -> list[_Times]:
         run = statuses[(trial.user_attrs["finalist"], trial.user_attrs["seed"])]
         name = f"{finalist_name(run.finalist)} seed {run.seed}"
         start, end = (moment and moment.astimezone() for moment in (trial.datetime_start, trial.datetime_complete))
-        times.append((name, run.status, run.result.get("node"), start, end))
+        times.append((name, run.status, run.result.get("node"), start, end, True))
     return times
 
 
@@ -213,7 +214,7 @@ def plan(ledger: Ledger, spans: Sequence[Span]) -> list[Block]:
     busy = sum(span.seconds for span in spans)
     rows = [*planned_against_actual(planned, ledger)]
     finalists = planned.get("finalists") or {}
-    ran = [span for span in spans if not span.name.startswith("trial-") or " seed " in span.name]
+    ran = [span for span in spans if span.is_finalist]
     if ran:
         wall = (max(s.end for s in ran) - min(s.start for s in ran)).total_seconds()
         rows.append(("finalists seconds", finalists.get("seconds"), wall))
@@ -238,7 +239,7 @@ def stopped(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
     chosen = [r for r in records if r.status == "stopped" and r.duplicate_of is None]
     if not chosen:
         return [Text("No trial was stopped early.")]
-    causes = {r.id: stopped_by(r.reason, ledger.spec.scheduler) for r in chosen}
+    causes = {r.id: stopped_by(r, ledger.spec.scheduler) for r in chosen}
     counts = Counter(causes.values())
     rules = [
         Text(f"Rule {name} ({counted(counts[name], 'trial')}): {words}")
@@ -273,12 +274,17 @@ def failures(ledger: Ledger, records: Sequence[TrialRecord]) -> list[Block]:
     if again:
         lines: list[list[Cell]] = [[name, line] for name, line in again[:MAX_ROWS]]
         blocks.append(Table("Started again", ["trial", "why"], lines, _cut(again)))
-    infeasible = Counter((r.reason or "").split(" is false for ")[0] for r in records if r.status == "infeasible")
+    infeasible = Counter(_broken(r) for r in records if r.status == "infeasible")
     if infeasible:
         points: list[list[Cell]] = [[reason, count] for reason, count in infeasible.most_common(20)]
         note = "Proposed and not run: they cost nothing."
         blocks.append(Table("Infeasible points by reason", ["reason", "points"], points, note))
     return blocks
+
+
+def _broken(record: TrialRecord) -> str:
+    """The rule that an infeasible point breaks; ledgers of earlier versions have it in the words of the reason."""
+    return record.broken or (record.reason or "").split(" is false for ")[0]
 
 
 def _first_line(reason: str | None) -> str:

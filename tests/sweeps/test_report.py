@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Callable, Iterable
@@ -15,19 +16,22 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from made_up_trials import finished_sweep
+from made_up_trials import SAMPLED, finished_sweep, spec_of
 
 from genrec.config import load_config
 from genrec.semantic_ids import SemanticIds, measure_health
 from sweeps.cli import main
 from sweeps.finalists import current_runs, finalist_name
+from sweeps.leaderboard import status_lines
 from sweeps.ledger import Ledger
 from sweeps.report import make_document, sweep_text, write_report
 from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.course import lanes_of, spans_of
 from sweeps.report.document import Block, Document, Picture, Spread, Table, Text, shown
 from sweeps.report.importance import MIN_TRIALS, comparable_trials, measure_importance
+from sweeps.report.summary import commands
 from sweeps.spec import load_spec
+from sweeps.status import sweep_status
 
 TINY = Path(__file__).with_name("tiny.yaml")
 SPACE = {
@@ -509,3 +513,18 @@ def test_cells_of_the_csv_are_no_formulas(hostile_sweep: Path, tmp_path: Path, h
     table = list(csv.DictReader(files.trials.read_text().splitlines()))
     assert [row["status"] for row in table] == ["completed", "completed", "failed"]
     assert float(table[0]["train.learning_rate"]) == 3e-3
+
+
+def test_commands_that_are_printed_can_be_copied_whatever_the_storage_is_called(tmp_path: Path) -> None:
+    storage = tmp_path / "its $HOME"
+    finished_sweep(storage / "s", spec_of(tmp_path, SAMPLED, budget__trials=2, name="s"))
+    (storage / "s" / "bundle").mkdir()
+    (storage / "s" / "bundle" / "items.jsonl").write_text('{"item": "one item"}\n{"item": "B2"}\n')
+    ledger = Ledger.read(storage / "s")
+    lines = [line for line in status_lines(ledger, str(storage)) if line.startswith(("  genrec", "  sweeps"))]
+    lines += [line for _, line in commands(ledger, sweep_status(ledger), storage / "s" / "report").lines]
+    words = [shlex.split(line) for line in lines]
+    assert len(words) == 9
+    for one in words:
+        assert str(storage) in one or str(storage / "s" / "bundle") in one or f"{storage}/.artifacts" in one, one
+    assert [one[4] for one in words if one[:2] == ["genrec", "recommend"]] == ["one item,B2"] * 2
