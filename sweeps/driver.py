@@ -253,6 +253,7 @@ def _common(
         "max_concurrent": spec.resources.max_concurrent,
         "metric": spec.metric,
         "max_failures": spec.max_failures,
+        "progress_timeout": spec.progress_timeout,
         "missing": SharedStages(store),
         "on_event": on_event,
     }

@@ -56,6 +56,7 @@ class QueueRun:
         *,
         metric: str,
         max_failures: int,
+        progress_timeout: float | None = None,
         cluster: ClusterView,
         stop_file: Path | StopMark,
         storage: Path | None = None,
@@ -65,15 +66,17 @@ class QueueRun:
         max_concurrent: int | None = None,
         to_do: int | None = None,
     ):
-        """`storage`: the folder that all nodes share, if they share one. `wait_seconds`: for a node, when there is no
-        room for a single trial. `workers`: of a trial, at the least. `demand` is told all the time for how many trials
-        nodes should come; `to_do`: how many tasks the queue has at the most, None if nobody knows."""
+        """`progress_timeout`: seconds without a sign of life after which a process is taken for dead. `storage`: the
+        folder that all nodes share, if they share one. `wait_seconds`: for a node, when there is no room for a single
+        trial. `workers`: of a trial, at the least. `demand` is told all the time for how many trials nodes should come;
+        `to_do`: how many tasks the queue has at the most, None if nobody knows."""
         self.signum: int | None = None
         self.metric = metric
         self._missing = missing
         self._on_event = on_event
         self._should_stop = should_stop
         self._max_failures = max_failures
+        self._progress_timeout = progress_timeout
         self._cluster = cluster
         self._size: dict[str, float] = {}
         self._storage = storage
@@ -238,6 +241,7 @@ class QueueRun:
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
             task = self._open[task_id]
+            task.heard = time.monotonic()
             if SIGN in metrics:
                 return
             task.notes.update(metrics.pop(NOTES, {}))
@@ -298,9 +302,28 @@ class QueueRun:
         else:
             self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
-    def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
-        """The trial's process is gone: the task goes out again, or fails if that happened too often."""
+    def is_silent(self, task_id: str) -> bool:
+        """Must the task's process be ended because it hangs? Asked all the time."""
+        task = self._open.get(task_id)
+        if task is None or self._progress_timeout is None or not task.works:
+            return False
+        task.is_silent = time.monotonic() - task.heard > self._progress_timeout
+        return task.is_silent
+
+    def died(
+        self,
+        task_id: str,
+        reason: str,
+        node: str | None,
+        node_id: str | None = None,
+        *,
+        out_of_memory: bool = False,
+    ) -> None:
+        """The trial's process is gone: the task goes out again, or fails if that happened too often. One that ran out
+        of memory would do so on any node of this size: it has one more try, and its node no blame."""
         task = self._open[task_id]
+        if task.is_silent:
+            reason = f"no sign of life for {self._progress_timeout:g} s (progress_timeout)"
         self._halt(task, node)
         task.node_id = node_id or task.node_id
         if task.fault or task.verdict.action != "go":
@@ -309,9 +332,10 @@ class QueueRun:
         if task.node_id and self._cluster.is_lost(task.node_id):
             self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
             return
-        self._blame(task, reason)
+        if not out_of_memory:
+            self._blame(task, reason)
         task.deaths += 1
-        if task.deaths <= self._max_failures:
+        if task.deaths <= (min(1, self._max_failures) if out_of_memory else self._max_failures):
             self._again(task, f"the trial's process died: {reason}")
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
@@ -451,12 +475,15 @@ class OpenTask:
         self._seconds = 0.0
         self._since: float | None = None
         self._started = ""
+        self.heard = 0.0  # monotonic seconds of its last sign of life
+        self.is_silent = False
 
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
         self.verdict = GO
         self.has_process = True
+        self.heard, self.is_silent = time.monotonic(), False
         self._since, self._started = time.monotonic(), _now()
 
     def has_room(self, yes: bool) -> None:
@@ -464,6 +491,7 @@ class OpenTask:
         if self.has_process and yes == self.waits_for_room:
             self._end_stretch()
             self._since, self._started = (time.monotonic(), _now()) if yes else (None, "")
+            self.heard = time.monotonic()
             self.waits_for_room = not yes
 
     @property

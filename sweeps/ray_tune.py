@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+import torch
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -90,6 +91,7 @@ def run_queue(
     max_concurrent: int | None = None,
     metric: str,
     max_failures: int = 2,
+    progress_timeout: float | None = None,
     rule: Rule | None = None,
     history: Mapping[str, Curve] | None = None,
     epochs_of: Callable[[dict[str, Any]], int | None] = lambda payload: None,
@@ -114,7 +116,8 @@ def run_queue(
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
-    own files. What a node is to blame for is not counted so: its loss, or a fault that `check_node` finds in it (called
+    own files; so is one that shows no sign of life, by any report, for `progress_timeout` seconds. What a node is to
+    blame for is not counted so: its loss, or a fault that `check_node` finds in it (called
     once in every process, before its first task). A node that fails several tasks is avoided from then on. The result's
     "restarts" says why a task was started again.
 
@@ -176,6 +179,7 @@ def run_queue(
         should_stop,
         metric=metric,
         max_failures=max_failures,
+        progress_timeout=progress_timeout,
         cluster=ClusterView(resources, max_concurrent),
         stop_file=stop,
         storage=folder.parent if storage is None else None,
@@ -319,6 +323,12 @@ class _Reporter(tune.Callback):
         self._frees_groups = frees_groups
         self._places: dict[str, str | None] = {}  # actor -> node
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and trial.status == Trial.RUNNING and self._run.is_silent(_task_of(trial)["id"]):
+                ray.kill(actor)  # Tune then tells that it died
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         actor = trial.temporary_state.ray_actor._actor_id.hex()
         if actor not in self._places:
@@ -345,7 +355,9 @@ class _Reporter(tune.Callback):
         error = trial.get_pickled_error() or trial.get_error()
         actor = getattr(error, "actor_id", None)
         node_id = node_of_actor(actor) if actor else None
-        self._run.died(_task_of(trial)["id"], _why(error), (trial.last_result or {}).get("hostname"), node_id)
+        node = (trial.last_result or {}).get("hostname")
+        out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        self._run.died(_task_of(trial)["id"], _why(error), node, node_id, out_of_memory=out_of_memory)
 
     def _free_groups(self) -> None:
         if self._frees_groups:
@@ -485,7 +497,7 @@ def _run_task(
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")
-            of_the_node, reason = is_of_the_node(error), f"{type(error).__name__}: {error}"
+            of_the_node, reason = is_of_the_node(error), _reason(error)
             if of_the_node is False:
                 return {"status": "failed", "reason": reason}
             where = getattr(error, "node_id", None)  # of a worker, which may be on another node
@@ -496,6 +508,13 @@ def _run_task(
             raise
         _say(log, task["id"], "completed")
         return {"status": "completed", "result": result}
+
+
+def _reason(error: Exception) -> str:
+    """In one line; that memory was not enough is said first, for torch says it in many ways."""
+    text = f"{type(error).__name__}: {error}"
+    is_short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text
+    return f"out of memory: {text}" if is_short else text
 
 
 @functools.cache

@@ -255,6 +255,8 @@ class SweepSpec(Section):
     notify: NotifySpec | None = None
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
+    progress_timeout: Seconds | None = None
+    "a trial that shows no sign of life for so long, no epoch of its model or tokenizer, is ended as one that died"
     max_failed_trials: Annotated[int, Field(ge=0)] | None = None
     "more failed trials end the search; without it only the first five do, if no trial has come to an epoch by then"
     seed: int = 0

@@ -230,6 +230,16 @@ def test_a_process_that_dies_on_a_node_that_lives_is_counted(two_nodes: Books) -
     assert two_nodes.avoided() == [], "one bad trial is no evidence against a node"
 
 
+def test_a_trial_that_outgrows_memory_has_one_more_try_and_its_node_no_blame(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster("a", "b"))
+    for number in range(1, 2 + IN_A_ROW):
+        for _ in range(2):
+            books.run.died(books.start("a"), "the node ran out of memory", "host", out_of_memory=True)
+        status, result = books.queue.ends[f"trial-{number}"]
+        assert (status, len(result["restarts"])) == ("failed", 1)
+    assert books.avoided() == []
+
+
 def test_a_node_on_which_several_trials_in_a_row_died_is_avoided_and_named(tmp_path: Path) -> None:
     books = Books(tmp_path, MadeUpCluster("a", "b"), max_failures=0)
     for _ in range(IN_A_ROW - 1):
@@ -389,6 +399,38 @@ def test_how_long_a_node_is_waited_for_is_a_setting(tmp_path: Path, clock: Clock
     assert books.run.is_over()
     with pytest.raises(ClusterLost, match=f"no node came in {60 * minutes} s"):
         books.run.settle()
+
+
+def test_a_trial_without_a_sign_of_life_is_taken_for_dead(tmp_path: Path, clock: Clock) -> None:
+    """Epochs are signs of life, and so are those of a tokenizer."""
+    books = Books(tmp_path, MadeUpCluster("a"), max_failures=1, progress_timeout=100.0)
+    task_id = books.start("a")
+    for sign in ({"stage": "tokenizer", "stage_epoch": 1}, {"epoch": 1, "score": 1.0}):
+        clock.now += 90.0
+        assert not books.run.is_silent(task_id)
+        books.run.reported(task_id, dict(sign))
+    clock.now += 101.0
+    assert books.run.is_silent(task_id)
+    books.run.died(task_id, "killed by ray.kill", "host")
+    assert not books.run.is_silent(task_id), "it has no process"
+    assert books.start("a") == task_id
+    assert not books.run.is_silent(task_id), "its time begins anew"
+    clock.now += 101.0
+    assert books.run.is_silent(task_id)
+    books.run.died(task_id, "killed by ray.kill", "host")
+    status, result = books.queue.ends[task_id]
+    why = "the trial's process died 2 times: no sign of life for 100 s (progress_timeout)"
+    assert (status, result["reason"]) == ("failed", why)
+
+
+def test_a_group_that_waits_for_room_is_not_taken_for_dead(tmp_path: Path, clock: Clock) -> None:
+    books = Books(tmp_path, MadeUpCluster("a"), progress_timeout=100.0)
+    task_id = books.start("a")
+    books.run.reported(task_id, {queue_run.ROOM: False})
+    clock.now += 1000.0
+    assert not books.run.is_silent(task_id)
+    books.run.reported(task_id, {queue_run.ROOM: True})
+    assert not books.run.is_silent(task_id)
 
 
 def test_a_trial_that_others_leave_no_place_is_told_of(tmp_path: Path, clock: Clock) -> None:

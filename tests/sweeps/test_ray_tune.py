@@ -156,7 +156,24 @@ def test_task_that_never_fits_into_memory_fails_and_the_next_one_runs(ray_cluste
     records = run(Records([{"numbers": 2**55}, {"numbers": 2}]), trial, tmp_path)
     status, result = records.finished["trial-1"]
     assert status == "failed"
-    assert "memory" in result["reason"]
+    assert result["reason"].startswith("out of memory: ")
+    assert "restarts" not in result, "it would not fit the second time either"
+    assert records.finished["trial-2"][0] == "completed"
+
+
+def test_a_trial_that_hangs_is_ended_and_its_slot_is_free_again(ray_cluster: None, tmp_path: Path) -> None:
+    def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable[..., None]) -> dict[str, Any]:
+        if payload["hangs"]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return {}
+
+    tasks = Records([{"hangs": True}, {"hangs": False}])
+    records = run(tasks, trial, tmp_path, max_concurrent=1, max_failures=0, progress_timeout=10.0)
+    status, result = records.finished["trial-1"]
+    assert (status, result["reason"]) == (
+        "failed",
+        "the trial's process died: no sign of life for 10 s (progress_timeout)",
+    )
     assert records.finished["trial-2"][0] == "completed"
 
 
