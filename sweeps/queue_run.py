@@ -19,12 +19,12 @@ from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
-from sweeps.stop_mark import StopMark
 from sweeps.stopping import BUDGET, GO, TARGET, Verdict
 from sweeps.waiting import Waits
 
 if TYPE_CHECKING:
     from sweeps.cluster_view import ClusterView
+    from sweeps.stop_mark import StopMark
 
 OnEvent = Callable[[str, str, dict[str, Any]], None]
 Demand = Callable[[int, Collection[str]], None]
