@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
 from sweeps.measured_speed import measure_speed
+from sweeps.phase_times import search_time
 from sweeps.plan import read_plan
 from sweeps.plan_outcome import planned_against_actual
 from sweeps.plan_text import plan_lines
@@ -325,6 +328,63 @@ def test_a_sweep_that_only_time_ends_is_planned_by_its_time(tmp_path: Path, benc
     assert plan.trials == plan.search.runs > 10
 
 
+@pytest.mark.parametrize("kind", ["none", "median"])
+@pytest.mark.parametrize(
+    "limit", ["time: 24h", "cpu_hours: 192", "gpu_hours: 192", "cost: 384, price_per_hour: 2", "trials: 20000"]
+)
+def test_a_sweep_of_thousands_of_trials_is_planned_in_full_and_at_once(
+    tmp_path: Path, bench: Workbench, limit: str, kind: str
+):
+    (tmp_path / "long.yaml").write_text(
+        TINY.read_text().replace("budget: {trials: 6}", f"budget: {{{limit}}}")
+        + f"scheduler: {{type: {kind}}}\nresources: {{gpus_per_worker: 1}}\n"
+    )
+    spec = load_spec(tmp_path / "long.yaml")
+    work = bench.work(spec.base_config())
+    minute = dataclasses.replace(SPEED, train=Pace(20 / work.targets, 0.0), evaluate=Pace(0.0, 0.0), setup=0.0)
+    works = [work] * 300
+    trials = spec.budget.trials
+    started = time.process_time()
+    found = search_time(spec, works, trials, 8, minute)
+    assert time.process_time() - started < 4  # less than one on the core that this was written on
+    if trials is None:
+        assert found.seconds == pytest.approx(24 * 3600, rel=0.01)
+    assert found.busy_seconds == pytest.approx(8 * found.seconds, rel=0.03)
+    if kind == "none":
+        assert found.runs == pytest.approx(trials or 11_520, rel=0.03)
+        assert found.epochs == pytest.approx(3 * found.runs, rel=0.03)
+    else:
+        assert found.runs > (trials or 12_000) - 1
+        assert found.epochs < 2.9 * found.runs
+
+
+def test_a_part_of_a_search_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: Workbench):
+    """600 trials played in full, and from 300 of them: the same but for chance."""
+    for kind in ("asha", "promote"):
+        spec = tiny(tmp_path, scheduler__type=kind, budget__trials=600)
+        works = [bench.work(config) for config in planned_configs(spec)]
+        part = search_time(spec, works, 600, 4, SPEED)
+        with monkeypatch.context() as patch:
+            patch.setattr("sweeps.phase_times.PLAYED", 600)
+            whole = search_time(spec, works, 600, 4, SPEED)
+        assert part.runs == whole.runs == 600
+        assert part.epochs == pytest.approx(whole.epochs, rel=0.06)
+        assert part.seconds == pytest.approx(whole.seconds, rel=0.06)
+
+
+def test_with_a_single_seed_finalists_are_trained_where_their_settings_are_others(tmp_path: Path, bench: Workbench):
+    def epochs(**overrides: Any) -> float:
+        plan = make_plan(tiny(tmp_path, finalists__seeds=1, finalists__top_k=3, **overrides), bench, 2, SPEED)
+        assert plan.finalists is not None
+        return plan.finalists.busy_seconds
+
+    as_they_are, other_beam = epochs(), epochs(finalists__set={"evaluation.beam_size": 20})
+    longer = epochs(finalists__set={"train.epochs": 30})
+    epoch = bench.work(load_spec(TINY).base_config()).epoch_seconds(SPEED)
+    assert other_beam < as_they_are + 3 * epoch
+    assert longer > as_they_are + 3 * 30 * epoch
+
+
 def test_a_plan_is_written_beside_the_sweep_and_read_again(tmp_path: Path, bench: Workbench):
     plan = make_plan(tiny(tmp_path), bench, 2, SPEED)
     assert plan.write(tmp_path / "tiny").name == "plan.json"
@@ -401,8 +461,6 @@ def test_planned_stands_against_actual(tmp_path: Path, bench: Workbench):
 @pytest.mark.slow
 def test_the_measured_speed_predicts_a_training(bench: Workbench):
     """Loosely, because tests share their machine: the real check is a report's planned against actual."""
-    import time
-
     from genrec.pipeline import run_pipeline
 
     config = load_config(None, {**load_spec(TINY).set, "train.epochs": 12, "dataset.synthetic.num_users": 600})
