@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from genrec.durable import flush, put, write_json
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage, is_url
 
 ARTIFACTS = ".artifacts"
 "the store's folder below that of models or sweeps"
@@ -32,11 +32,12 @@ NOTICE_SECONDS = 30.0
 
 def open_store(address: str | Path) -> ArtifactStore:
     """The store in a folder, or at the URL of an object store. Raises `InputError` for a URL that is none."""
+    address = checked_storage(address)
     if not is_url(address):
         return ArtifactStore(address)
     from genrec.remote_artifacts import RemoteArtifactStore
 
-    return RemoteArtifactStore(str(address))
+    return RemoteArtifactStore(address)
 
 
 class ArtifactStore:
@@ -90,13 +91,29 @@ class ArtifactStore:
         finally:
             lock.release()
 
-    def discard(self, stage: str, key: str) -> None:
-        """Remove what an abandoned build left behind."""
-        shutil.rmtree(self.part(stage, key), ignore_errors=True)
-        (self.root / f".{stage}-{key}.lock").unlink(missing_ok=True)
+    def discard(self, stage: str, key: str) -> bool:
+        """Remove what an abandoned build left behind. False: nothing was removed, since a process is building it, maybe
+        one of another sweep."""
+        part = self.part(stage, key)
+        if not part.exists():
+            return True
+        lock = self._lock(stage, key)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            return True
+        finally:
+            lock.release()
+
+    def _lock(self, stage: str, key: str) -> FileLock:
+        """Its file is never removed: who waits for a file that is gone and who makes a new one would both be alone."""
+        return FileLock(self.root / f".{stage}-{key}.lock")
 
     def _claim(self, stage: str, key: str, notice: Callable[[str], None]) -> FileLock:
-        lock = FileLock(self.root / f".{stage}-{key}.lock")
+        lock = self._lock(stage, key)
         told = time.monotonic()
         while True:
             try:

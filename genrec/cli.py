@@ -7,11 +7,9 @@ refused at once.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from genrec.config import ConfigError, Model, RunConfig, load_config, parse_overrides, recipe_files, schema_text
-from genrec.errors import InputError, nearest
+from genrec.errors import nearest
+from genrec.terminal import Commands, printable
 
 if TYPE_CHECKING:
     from genrec.artifacts import ArtifactStore
@@ -28,43 +27,7 @@ if TYPE_CHECKING:
     from genrec.ranking import Seen
 
 logger = logging.getLogger("genrec")
-LINE = "genrec.line"
 MODELS = ("tiger", "rqvae")
-
-
-class Commands(click.Group):
-    """A group whose commands end bad input with a sentence and an exit code instead of a traceback."""
-
-    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        line = shlex.join([str(info_name), *args])
-        context = super().make_context(info_name, args, *rest, **extra)
-        context.meta[LINE] = line
-        return context
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo(f"interrupted; what is done is kept; continue with: {ctx.meta[LINE]}", err=True)
-            sys.exit(130)
-        except (InputError, OSError) as error:
-            if ctx.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:
-                raise
-            diverged = isinstance(error, ArithmeticError)
-            fail(str(error), 4 if isinstance(error, OSError) else 3 if diverged else 2)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(error.format_message().rstrip(".") + nearest(args[0], self.commands)) from None
-
-
-def fail(message: str, code: int = 2) -> None:
-    """Print `error: ...` for every line of the message and leave with `code`."""
-    for line in message.splitlines() or ["unknown error"]:
-        click.echo(f"error: {printable(line)}", err=True)
-    sys.exit(code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,7 +45,7 @@ def main(debug: bool) -> None:
 
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores when left out.")
 store_option = click.option(
-    "--store", help="Folder or URL (s3://) of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts."
+    "--store", help="Folder or URL (s3://, gs://) of the stages' artifacts; default SAVE_DIR_ROOT/.artifacts."
 )
 format_option = click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
@@ -431,11 +394,6 @@ def recipes(show: str | None) -> None:
 def schema() -> None:
     """Print the JSON schema of a run's YAML file, for editors."""
     click.echo(schema_text(), nl=False)
-
-
-def printable(text: str) -> str:
-    """Text of foreign origin without control characters, so that a title cannot drive the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The sections are in `genrec.settings`; their names and keys are the paths that `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -124,7 +125,7 @@ def _known_keys() -> list[str]:
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the nested dict `base` with `values` set at their dotted paths. Unknown paths raise `ConfigError`."""
     known = config_keys()
-    faults = [f"{key}: unknown key{nearest(key, known)}" for key in values if key not in known]
+    faults = [f"{key}: unknown key{nearest_setting(key)}" for key in values if key not in known]
     if faults:
         raise ConfigError(faults)
     result: dict[str, Any] = json.loads(json.dumps(base))
@@ -172,6 +173,17 @@ def setting_path(name: str, model: Model = "tiger") -> str:
         raise ConfigError([f"{name}: stands for {' and '.join(found)}; write the one that is meant"])
     names = {path.rsplit(".", 1)[-1] for path in known} | set(SHORT_NAMES)
     raise ConfigError([f"{name}: unknown setting{nearest(name, [*sorted(names), *known])}"])
+
+
+def nearest_setting(key: str) -> str:
+    """`; did you mean 'train.learning_rate'?` for `lr`, `train.lr` or a misspelt path; nothing where none is near."""
+    known = config_keys()
+    section, dot, last = key.rpartition(".")
+    path = f"{section}{dot}{SHORT_NAMES.get(last, last)}"
+    if not section:
+        with contextlib.suppress(ConfigError):
+            path = setting_path(key)
+    return f"; did you mean {path!r}?" if path in known else nearest(key, known)
 
 
 def create_config(base: str | Path = "seed", **settings: Any) -> RunConfig:
@@ -236,7 +248,7 @@ def with_overrides(
 ) -> RunConfig:
     """The config of `data`, from `document`, under `overrides` by dotted path. All faults of both at once."""
     known = config_keys()
-    faults = [f"--set {key}: unknown key{nearest(key, known)}" for key in overrides if key not in known]
+    faults = [f"--set {key}: unknown key{nearest_setting(key)}" for key in overrides if key not in known]
     try:
         config = validate_config(
             with_values(data, {key: value for key, value in overrides.items() if key in known}), document, overrides

@@ -99,7 +99,7 @@ def _read(path: Path, file: GinFile, outer: tuple[Path, ...]) -> None:
 
 def _lines_of(path: Path) -> list[str]:
     if not path.is_file():
-        raise YamlError(f"{path}: no such file")
+        raise YamlError(f"{path}: is a folder; expected a file" if path.is_dir() else f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
         raise YamlError(f"{path}: {path.stat().st_size} bytes; a config may have at most {MAX_BYTES}")
     try:

@@ -7,8 +7,8 @@ kernel; of one elsewhere the note is watched, so that no two clocks decide.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -18,6 +18,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
+
+from genrec.masking import without_login
+from genrec.outage import Outage
+
+logger = logging.getLogger(__name__)
 
 
 class Note(Protocol):
@@ -103,8 +108,11 @@ class Lease:
         self._stop()
         with self._turn:
             if self._text is not None:
-                with contextlib.suppress(Exception):  # a note that cannot be written ends by its silence
+                try:
                     self._note.swap(self._text, _text(self._owner | {"released": True}))
+                except Exception as error:  # nothing is at stake: the next holder has to wait, and no more
+                    told = f"{type(error).__name__}: {without_login(str(error))}"
+                    logger.warning("a lease was not given back (%s); it ends in %g s by itself", told, self._expiry)
             self._text = None
 
     def abandon(self) -> None:
@@ -119,12 +127,14 @@ class Lease:
             self._thread = None
 
     def _keep_beating(self) -> None:
+        outage = Outage("renew a lease")
         while not self._over.wait(self._beat):
             try:
                 if not self._renew():
                     return
-            except Exception:  # the storage is away: `is_held` decides when that has lasted too long
-                continue
+                outage.worked()
+            except Exception as error:  # the storage is away: `is_held` decides when that has lasted too long
+                outage.failed(error)
 
     def _renew(self, facts: dict[str, Any] | None = None) -> bool:
         with self._turn:

@@ -12,10 +12,11 @@ from typing import Any
 MASK = "***"
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_URL_OPTION = re.compile(rf"([?&][^=&\s]*(?:{_SECRET_NAME.pattern}|pwd)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy without secrets: values whose name says so, logins in URLs, the key of Weights & Biases itself."""
+    """A copy without secrets: values and options of URLs whose name says so, logins, the key of Weights & Biases."""
     if isinstance(value, dict):
         return {key: masked(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -25,7 +26,7 @@ def masked(value: Any, name: str = "") -> Any:
     if _SECRET_NAME.search(name):
         return MASK
     key = os.environ.get("WANDB_API_KEY")
-    return _URL_LOGIN.sub(MASK, value.replace(key, MASK) if key else value)
+    return _URL_OPTION.sub(rf"\1{MASK}", _URL_LOGIN.sub(MASK, value.replace(key, MASK) if key else value))
 
 
 def masked_command(words: Sequence[str]) -> str:
@@ -50,5 +51,6 @@ def _quoted(word: str) -> str:
 
 
 def without_login(text: str) -> str:
-    """`text` with the logins of URLs in it masked, also those with a slash, as keys of Amazon's have it."""
-    return re.sub(r"(?<=://)\S*(?=@)", MASK, text)
+    """`text` with the logins of URLs in it masked, also those with a slash, as keys of Amazon's have it, and options of
+    theirs whose name says so (`?password=...`)."""
+    return _URL_OPTION.sub(rf"\1{MASK}", re.sub(r"(?<=://)\S*(?=@)", MASK, text))

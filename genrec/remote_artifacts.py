@@ -28,6 +28,7 @@ from genrec.artifacts import CHECKPOINTS, DONE, ArtifactStore
 from genrec.durable import file_hash
 from genrec.lease import Lease
 from genrec.object_store import Object, ObjectStore, StorageError, cache_of
+from genrec.outage import Outage
 
 logger = logging.getLogger(__name__)
 CLAIM = "claim"
@@ -87,16 +88,23 @@ class RemoteArtifactStore(ArtifactStore):
         folder, _ = super().ensure(stage, key, fill, notice)
         return folder, made
 
-    def discard(self, stage: str, key: str) -> None:
+    def discard(self, stage: str, key: str) -> bool:
         """Remove what an abandoned build left, here and in the store; there only if its builder has released it or was
         a process of this node: whether one elsewhere is dead would take a wait."""
-        super().discard(stage, key)
+        if not super().discard(stage, key):
+            return False
         found = _Stage(self.objects, stage, key)
-        if self.objects.has(found.at(CLAIM)) and not self.objects.has(found.at(DONE)):
-            lease = found.lease()
-            if lease.try_acquire():
-                lease.abandon()
-                self.objects.delete(self.objects.names(found.at("")))
+        if not self.objects.has(found.at(CLAIM)):
+            return True
+        lease = found.lease()
+        if not lease.try_acquire():
+            return False
+        if found.done() is not None:  # finished meanwhile: only its claim is left over
+            found.drop(lease)
+            return True
+        lease.abandon()
+        self.objects.delete(self.objects.names(found.at("")))
+        return True
 
     def _fill(self, found: _Stage, part: Path, build: Build, notice: Notice) -> tuple[dict[str, Any], bool]:
         """Copy the artifact into `part`, or build it there and publish it; its facts, and whether it was built."""
@@ -221,14 +229,15 @@ class _Uploads:
     @contextmanager
     def of_checkpoints(self) -> Iterator[None]:
         """While the block runs, and at its end if that is no good one, upload the checkpoints that it writes."""
-        over = threading.Event()
+        over, outage = threading.Event(), Outage(f"copy checkpoints of {self._found.name} to the store")
 
         def keep_looking() -> None:
             while not over.wait(BEAT):
                 try:
                     self.note_checkpoints()
-                except (StorageError, OSError):
-                    continue  # the next look finds them, too; a lease that ran out meanwhile is noticed at the end
+                    outage.worked()
+                except Exception as error:  # the next look finds them, too; a lost lease is noticed at the end
+                    outage.failed(error)
 
         thread = threading.Thread(target=keep_looking, name="checkpoint-uploads", daemon=True)
         thread.start()
@@ -246,7 +255,7 @@ class _Uploads:
         """Of a build that was stopped or failed, which is told by its own error and not by one from here."""
         try:
             self.note_checkpoints()
-        except (StorageError, OSError) as error:
+        except Exception as error:
             logger.warning("the last checkpoints of %s are on this node only: %s", self._found.name, error)
 
     def note_checkpoints(self) -> None:

@@ -75,7 +75,7 @@ def load_yaml(path: str | Path) -> YamlDocument:
     """Read a YAML file whose top level is a mapping."""
     path = Path(path)
     if not path.is_file():
-        raise YamlError(f"{path}: no such file")
+        raise YamlError(f"{path}: is a folder; expected a file" if path.is_dir() else f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
         raise YamlError(f"{path}: {path.stat().st_size} bytes; a config may have at most {MAX_BYTES}")
     raw = path.read_bytes()

@@ -41,11 +41,17 @@ SERVERS = ("api.forge.coreweave.com", "api.wandb.ai")
 NETWORK_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 "how long the end of a run waits for a tracker"
+TRIAL_FINISH_SECONDS = 10.0
+"the same of a run that writes offline, as trials of a sweep do: a sweep of many must not wait for a minute each"
+TITLES = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard"}
+_stuck: set[str] = set()
+"trackers that did not answer at the end of a run; this process opens them no more"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a run is called: with the same project, group and name it is continued. Its files go to `folder`/`name`."""
+    """What a run is called: with the same project, group, identity and name it is continued. Its files go to
+    `folder`/`name`."""
 
     name: str
     folder: str
@@ -54,6 +60,8 @@ class TrackedRun:
     tags: tuple[str, ...] = ()
     offline: bool = False
     "write offline even where there is a key and a server answers"
+    identity: str | None = None
+    "of the sweep itself: another one of the same name, in the same project, does not go on with its runs"
 
     @property
     def path(self) -> Path:
@@ -61,7 +69,7 @@ class TrackedRun:
 
     def id_in(self, project: str) -> str:
         """Depends on nothing but the names, so that a run that starts again goes on."""
-        return content_hash([project, self.name] if self.group is None else [project, self.group, self.name])
+        return content_hash([part for part in (project, self.group, self.identity, self.name) if part is not None])
 
 
 def tracked_alone(config: RunConfig) -> TrackedRun:
@@ -77,30 +85,34 @@ def require_trackers(config: TrackingConfig) -> None:
             raise InputError(f"tracking.{setting} is on, but {package} is not installed; fix: {fix}")
 
 
-def open_tracker(config: TrackingConfig, run: TrackedRun, run_config: dict[str, Any]) -> Tracker:
+def open_tracker(
+    config: TrackingConfig, run: TrackedRun, run_config: dict[str, Any], *, finish_seconds: float | None = None
+) -> Tracker:
     """The trackers that `config` asks for; one that is not installed on this machine is passed over with a warning.
 
-    Only the first rank tracks.
+    Only the first rank tracks. `finish_seconds` is how long the end of the run waits for each.
     """
     if rank_and_world()[0] > 0:
         return Tracker([])
+    patience = finish_seconds or (TRIAL_FINISH_SECONDS if run.offline else FINISH_SECONDS)
     found: list[_Threaded] = []
     for package in _asked_for(config):
+        title = TITLES[package]
         if importlib.util.find_spec(package) is None:
             logger.warning("%s is not installed here; going on without it", package)
-        elif package == "wandb":
-            tags = (*run.tags, *config.wandb_tags)
-            destination = WandbRun(config.wandb_project, replace(run, tags=tags), masked(run_config))
-            found.append(_Threaded("Weights & Biases", destination))
-        else:
-            found.append(_Threaded("TensorBoard", TensorBoardRun(run.path / "tensorboard")))
+        elif title not in _stuck:
+            destination: _Destination = TensorBoardRun(run.path / "tensorboard")
+            if package == "wandb":
+                tags = (*run.tags, *config.wandb_tags)
+                destination = WandbRun(config.wandb_project, replace(run, tags=tags), masked(run_config))
+            found.append(_Threaded(title, destination, patience))
     return Tracker(found)
 
 
 def track_bundle(config: RunConfig, run: TrackedRun, bundle: Path) -> None:
     """Log a bundle as an artifact of its run, if the config asks for that."""
     if config.tracking.wandb_logging and config.tracking.wandb_artifact:
-        with open_tracker(config.tracking, run, config.to_dict()) as tracker:
+        with open_tracker(config.tracking, run, config.to_dict(), finish_seconds=FINISH_SECONDS) as tracker:
             tracker.keep(bundle, f"{run.group or 'genrec'}-{run.name}")
 
 
@@ -187,8 +199,8 @@ class _Destination(Protocol):
 class _Threaded:
     """A destination behind a queue: `log` returns at once whatever happens at the other end."""
 
-    def __init__(self, title: str, destination: _Destination):
-        self._title, self._destination = title, destination
+    def __init__(self, title: str, destination: _Destination, finish_seconds: float = FINISH_SECONDS):
+        self._title, self._destination, self._finish_seconds = title, destination, finish_seconds
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"tracking {title}", daemon=True)
         self._thread.start()
@@ -204,9 +216,10 @@ class _Threaded:
 
     def finish(self) -> None:
         self._queue.put(None)
-        self._thread.join(FINISH_SECONDS)
+        self._thread.join(self._finish_seconds)
         if self._thread.is_alive():
-            logger.warning("%s does not answer; going on without it", self._title)
+            _stuck.add(self._title)
+            logger.warning("%s does not answer; this process goes on without it", self._title)
 
     def _work(self) -> None:
         try:

@@ -7,17 +7,19 @@ which `resume` continues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genrec.config import RunConfig
+from genrec.config import RunConfig, with_values
 from genrec.errors import InputError
-from genrec.object_store import is_url
+from genrec.object_store import checked_storage
 from sweeps.folders import DEFAULT as STORAGE
-from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
+from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, sweeps_command, working_folder
+from sweeps.interruption import interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec
+from sweeps.this_machine import require_here
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from genrec.recommender import Recommender
     from sweeps.experiment import Experiment
     from sweeps.ledger import Ledger, Study
-    from sweeps.ray_cluster import Resources
     from sweeps.report import ReportFiles
+    from sweeps.resources import Resources
 
 
 class Sweep:
@@ -141,21 +143,25 @@ def run(
     *,
     storage: str | Path | None = None,
     address: str | None = None,
-    resume: bool = False,
+    or_resume: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Run the sweep that `file` describes, from data to winner.
 
     Args:
         overrides: keys of the sweep (`name`, `budget.trials`) and settings of its base config (`train.epochs`).
-        storage: folder of all sweeps, or URL of an object store (s3://BUCKET/PREFIX); this one gets a folder by its
-            name. By default what the file says.
+        storage: folder of all sweeps, or URL of an object store (s3:// or gs://BUCKET/PREFIX); this one gets a folder
+            by its name. By default what the file says.
         address: Ray cluster host:port or auto; a local Ray when None.
-        resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        or_resume: if a sweep of this name exists, continue it as it was started, instead of refusing.
+        wait_seconds: for a node, when the cluster has no room for a single trial, at the start and later; by default
+            300, at the start only where nodes come by themselves.
         quiet: show nothing while it runs.
     """
     own, settings = _sort_overrides(overrides or {})
-    return start(load_spec(file, own, settings), storage=storage, address=address, resume=resume, quiet=quiet)
+    spec = load_spec(file, own, settings)
+    return start(spec, storage=storage, address=address, or_resume=or_resume, wait_seconds=wait_seconds, quiet=quiet)
 
 
 def start(
@@ -163,7 +169,8 @@ def start(
     *,
     storage: str | Path | None = None,
     address: str | None = None,
-    resume: bool = False,
+    or_resume: bool = False,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """`run` with a spec that is loaded already."""
@@ -171,12 +178,13 @@ def start(
 
     storage = storage or spec.storage or STORAGE
     folder = working_folder(storage) / spec.name
-    if resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
+    if or_resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
         if not quiet:
-            _say_what_is_left_out(load(spec.name, storage).spec, spec)
-        return _resume(spec.name, storage=storage, address=address, quiet=quiet)
+            _say_what_is_left_out(load(spec.name, storage).spec, spec, storage)
+        return resume(spec.name, storage=storage, address=address, wait_seconds=wait_seconds, quiet=quiet)
     check_names(spec, storage)
-    return _drive(Ledger.create(folder, spec), address, quiet)
+    require_here(spec, address)
+    return _drive(Ledger.create(folder, spec), address, quiet, is_new=True, wait_seconds=wait_seconds)
 
 
 def resume(
@@ -185,9 +193,12 @@ def resume(
     trials: int | None = None,
     time: float | str | None = None,
     file: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     accept_data: bool = False,
+    accept_code: bool = False,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do. A finished one for which nothing
@@ -196,14 +207,21 @@ def resume(
     Args:
         trials, time: other limits of the search, both in all, with what was run before; time in seconds or as `2h`.
         file: the sweep's file as it was edited: a wider space, other finalists, other resources. What contradicts the
-            record raises `InputError` with a line for every key, and changes nothing.
-        accept_data: go on although the data are not those of the recorded trials.
+            record raises `InputError` with a line for every key, and changes nothing. Settings of the base that the
+            sweep was started with (`--set`) and that the file does not name stay as they are.
+        settings: those of the base, by config path, to read the file with.
+        accept_data, accept_code: go on although the data, or the code of the stages, are not those of the recorded
+            trials.
+        wait_seconds: as in `run`.
     """
     from sweeps.ledger import Ledger
 
     sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
-    spec = sweep.spec if file is None else load_spec(file, {"name": name})
+    if file is not None:
+        spec = load_spec(file, {"name": name}, settings, config_defaults=sweep.spec.set)
+    else:
+        spec = _with_settings(sweep.spec, settings or {})
     if limits:
         data = spec.to_dict()
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
@@ -211,10 +229,28 @@ def resume(
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
-    return _drive(Ledger.open(folder_to_drive(name, storage)), address, quiet, spec, accept_data)
+    require_here(spec, address)
+    return _drive(
+        Ledger.open(folder_to_drive(name, storage)),
+        address,
+        quiet,
+        spec=spec,
+        accept_data=accept_data,
+        accept_code=accept_code,
+        wait_seconds=wait_seconds,
+    )
 
 
-def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
+def _with_settings(spec: SweepSpec, settings: Mapping[str, Any]) -> SweepSpec:
+    """The spec as it would be had it been read with these settings of the base."""
+    if not settings:
+        return spec
+    data = spec.to_dict()
+    values = with_values(data["base_values"], settings)
+    return SweepSpec.from_dict(data | {"set": data["set"] | dict(settings), "base_values": values})
+
+
+def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec, storage: str | Path) -> None:
     """A sweep that is continued as it was started takes nothing from a file that was edited since."""
     from rich.console import Console
     from rich.text import Text
@@ -223,12 +259,10 @@ def _say_what_is_left_out(started: SweepSpec, asked: SweepSpec) -> None:
 
     lines = described(difference(started.to_dict(), asked.to_dict()))
     if lines:
-        fix = f"sweeps resume {started.name} --file FILE goes on with what is asked for"
+        go_on = sweeps_command("resume", started.name, "--file", "FILE", storage=storage)
+        fix = f"with what is asked for it goes on by: {go_on}"
         text = "\n".join([f"warning: {started.name} continues as it was started, without:", *lines, fix])
         Console(stderr=True).print(Text(text), soft_wrap=True)
-
-
-_resume = resume  # `start` has a switch of this name
 
 
 def load(name: str, storage: str | Path = STORAGE) -> Sweep:
@@ -243,6 +277,7 @@ def reevaluate(
     *,
     storage: str | Path = STORAGE,
     address: str | None = None,
+    wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
     """Choose finalists again from a sweep whose search is done: other numbers of trials or seeds.
@@ -254,13 +289,19 @@ def reevaluate(
     chosen = {key: value for key, value in (("top_k", top_k), ("seeds", seeds)) if value is not None}
     if any(value < 1 for value in chosen.values()):
         raise InputError(f"top_k and seeds must be 1 or more, got {chosen}")
-    with Ledger.open(folder_to_drive(name, storage)) as ledger:
-        if ledger.fact("phase") not in ("finalists", "finished"):
-            raise InputError(f"sweep {name}: its search is not done yet; continue with: sweeps resume {name}")
+    sweep = load(name, storage)
+    if sweep.ledger.fact("phase") not in ("finalists", "finished"):
+        go_on = sweeps_command("resume", name, storage=storage)
+        raise InputError(f"sweep {name}: its search is not done yet; continue with: {go_on}")
+    require_here(sweep.spec, address)
+    ledger = Ledger.open(folder_to_drive(name, storage))
+
+    def begin() -> None:
         known = ledger.fact("reevaluation") or {}
         ledger.set_fact("reevaluation", known | chosen | {"revisions": len(ledger.revisions)})
         ledger.mark("finalists")
-        return _drive(ledger, address, quiet)
+
+    return _drive(ledger, address, quiet, on_ready=begin, wait_seconds=wait_seconds)
 
 
 def compare(
@@ -285,26 +326,25 @@ def compare(
         split: `validation` leaves the test split unread.
         resources: of one training; by default one CPU, or what a sweep among the two had.
     """
-    if is_url(storage):
-        raise InputError(f"storage {storage}: comparisons need a folder; fix: --storage FOLDER (not an object store)")
     from rich.text import Text
 
     from sweeps.experiment import run_experiment
     from sweeps.live import DriverConsole
 
     console = DriverConsole(quiet)
-    return run_experiment(
-        str(a),
-        str(b),
-        seeds,
-        overrides or {},
-        metric=metric,
-        split=split,
-        resources=resources,
-        storage=Path(storage),
-        address=address,
-        say=lambda line: console.print(Text(line), soft_wrap=True),
-    )
+    with interruptible():
+        return run_experiment(
+            str(a),
+            str(b),
+            seeds,
+            overrides or {},
+            metric=metric,
+            split=split,
+            resources=resources,
+            storage=checked_storage(storage),
+            address=address,
+            say=lambda line: console.print(Text(line), soft_wrap=True),
+        )
 
 
 def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -318,18 +358,41 @@ def _sort_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def _drive(
-    ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec | None = None, accept_data: bool = False
+    ledger: Ledger,
+    address: str | None,
+    quiet: bool,
+    *,
+    is_new: bool = False,
+    spec: SweepSpec | None = None,
+    accept_data: bool = False,
+    accept_code: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+    wait_seconds: float | None = None,
 ) -> Sweep:
+    """Drive an open ledger to its end and close it. `is_new`: begun by the caller; if it is refused before its first
+    trial, it is taken back. `spec`: what it becomes. `on_ready`: see `drive`."""
     from sweeps.circumstances import note_session
     from sweeps.driver import drive
     from sweeps.live import DriverConsole, LiveView
     from sweeps.notify import told
 
-    with ledger:
+    with interruptible(), ledger:
         view = LiveView(ledger, DriverConsole(quiet))
-        note_session(ledger, view.say, accept_data=accept_data)
-        if spec is not None:
-            ledger.revise(spec)
-        with told(ledger, view.say), view.shown():
-            drive(ledger, address=address, on_event=view.on_event, say=view.say)
+        try:
+            note_session(ledger, view.say, accept_data=accept_data, accept_code=accept_code)
+            if spec is not None:
+                ledger.revise(spec)
+            with told(ledger, view.say), view.shown():
+                drive(
+                    ledger,
+                    address=address,
+                    on_event=view.on_event,
+                    say=view.say,
+                    on_ready=on_ready,
+                    wait_seconds=wait_seconds,
+                )
+        except (InputError, ConnectionError):
+            if is_new and not ledger.trials():
+                ledger.discard()
+            raise
     return Sweep(ledger.folder)

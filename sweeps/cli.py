@@ -7,20 +7,23 @@ resumable.
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from genrec.cli import Commands, fail, printable
 from genrec.config import parse_overrides
-from genrec.errors import InputError
-from genrec.object_store import checked_url, is_url
+from genrec.errors import ExitCode, InputError
+from genrec.object_store import checked_storage, is_url
+from genrec.terminal import Commands, fail, printable
 from sweeps import api
-from sweeps.folders import DEFAULT, has_sweep, working_folder
+from sweeps.errors import LedgerError, SweepFailed
+from sweeps.folders import DEFAULT, has_sweep, is_sweep, sweeps_command, working_folder
+from sweeps.interruption import Interrupted, interruptible
 from sweeps.reuse import check_names
 from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
 
@@ -43,7 +46,8 @@ class Storage(click.Path):
     """A folder, or the URL of an object store."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        return checked_url(value) if is_url(value) else super().convert(value, parameter, context)
+        value = checked_storage(value)
+        return value if is_url(value) else super().convert(value, parameter, context)
 
 
 storage_option = click.option(
@@ -51,15 +55,37 @@ storage_option = click.option(
     default=DEFAULT,
     show_default=True,
     type=Storage(file_okay=False),
-    help="Folder of all sweeps, or s3://BUCKET/PREFIX.",
+    help="Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX.",
 )
 storage_of_file_option = click.option(
     "--storage",
     type=Storage(file_okay=False),
-    help=f"Folder of all sweeps, or s3://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
+    help=f"Folder of all sweeps, or s3:// or gs://BUCKET/PREFIX; default: the one in FILE, or {DEFAULT}.",
 )
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting of the base; may be repeated."
+)
+
+
+class Seconds(click.ParamType):
+    """A time such as 15m, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            return float(seconds(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+wait_option = click.option(
+    "--wait-for-nodes",
+    "wait",
+    metavar="TIME",
+    type=Seconds(),
+    help="How long to wait for a node when the cluster has no room for a single trial, at the start and later: 15m. "
+    "Default: 5m, at the start only where nodes come by themselves.",
 )
 address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; a local Ray when left out.")
 
@@ -68,8 +94,13 @@ address_option = click.option("--address", help="Ray cluster HOST:PORT or auto; 
 @click.argument("file")
 @set_option
 @storage_of_file_option
-def validate(file: str, assignments: tuple[str, ...], storage: str | None) -> None:
-    """Check FILE against the config's schema; starts nothing."""
+@click.option("--address", help="Ray cluster on which it would run: this machine's data and size don't matter then.")
+def validate(file: str, assignments: tuple[str, ...], storage: str | None, address: str | None) -> None:
+    """Check FILE against the config's schema, and whether this machine could run it; starts nothing.
+
+    Data that FILE or --set names and that are not here are an error; what its base expects at a usual place, and what
+    its trials need of a machine, is only said.
+    """
     spec = load_spec(file, config_overrides=parse_overrides(assignments))
     check_names(spec, _storage(spec, storage))
     click.echo(f"{file}: a valid sweep named {spec.name}")
@@ -79,11 +110,26 @@ def validate(file: str, assignments: tuple[str, ...], storage: str | None) -> No
         click.echo(f"  {path} = {formula}")
     space = spec.search_space
     if space.grid:
-        click.echo(f"  grid points: {len(space.grid_points())}")
+        click.echo(f"  grid points: {space.num_grid_points()}")
     share, example = space.infeasible_share(spec.base_values)
     click.echo(f"  infeasible: {share:.0%}" + (f"; the first: {example}" if example else ""))
     objectives = ", ".join(f"{mode} {name}" for name, mode in spec.objectives.items())
-    click.echo(f"  trials: {spec.budget.trials or 'until the time is spent'}, metric: {objectives}")
+    click.echo(f"  trials: {spec.budget.how_many}, metric: {objectives}")
+    _say_what_is_missing_here(spec, address)
+
+
+def _say_what_is_missing_here(spec: SweepSpec, address: str | None) -> None:
+    """What would keep `run` from beginning on this machine. Raises `InputError` where the sweep itself names it."""
+    from genrec.data.presence import missing_inputs
+    from sweeps.this_machine import ELSEWHERE, lacking, runs_here
+
+    if not runs_here(address):
+        return
+    missing = missing_inputs(spec.base_config())
+    if missing and any(key.startswith(("dataset.", "embeddings.", "tokenizer.pretrained")) for key in spec.set):
+        raise InputError("\n".join([*missing, ELSEWHERE]))
+    for line in [*missing, *lacking(spec.resources)]:
+        click.echo(printable(f"warning: not on this machine: {line}"), err=True)
 
 
 @main.command()
@@ -147,14 +193,6 @@ def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[st
     return load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
 
 
-wait_option = click.option(
-    "--wait-for-nodes",
-    "wait",
-    metavar="TIME",
-    help="Ask the cluster for room for `max_concurrent` trials and wait so long for it: 10m. Some go on with less.",
-)
-
-
 @main.command()
 @click.argument("file", required=False)
 @click.option("--recipe", help="Instead of FILE: the recipe or config file that a grid starts from.")
@@ -178,7 +216,7 @@ def run(
     assignments: tuple[str, ...],
     storage: str | None,
     address: str | None,
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes, or the grid of --grid, from data to winner."""
     if (file is None) == (not grids):
@@ -197,8 +235,14 @@ def run(
 
         _print_lines(plan_lines(plan_sweep(spec, storage)))
         return
-    with _exit_codes(spec.name), _nodes_for(spec, address, wait):
-        _print_status(api.start(spec, storage=storage, address=address, resume=or_resume).ledger, storage)
+
+    def again() -> str:
+        begun = is_sweep(working_folder(storage) / spec.name)
+        return _resume_command(spec.name, storage, address) if begun else "the same command"
+
+    with _exit_codes(again):
+        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, wait_seconds=wait)
+        _print_status(sweep.ledger, storage)
 
 
 def _quick_grid(
@@ -226,54 +270,47 @@ def _quick_grid(
     return spec
 
 
-@contextmanager
-def _nodes_for(spec: SweepSpec, address: str | None, wait: str | None) -> Iterator[None]:
-    """The cluster with room for the sweep's trials, for the block, if waiting was asked for."""
-    if wait is None:
-        yield
-        return
-    if spec.resources.max_concurrent is None:
-        raise InputError("--wait-for-nodes: set resources.max_concurrent in the sweep: for how many trials at once?")
-    from sweeps.ray_cluster import Resources, room_for, start_ray
-
-    with (
-        start_ray(address),
-        room_for(Resources.of(spec.resources), spec.resources.max_concurrent, float(seconds(wait))),
-    ):
-        yield
-
-
 @main.command()
 @click.argument("name")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
 @click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
+@set_option
 @click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
+@click.option("--accept-code", is_flag=True, help="Go on although the code of the stages is not that of the trials.")
 @storage_option
 @address_option
+@wait_option
 def resume(
     name: str,
     trials: int | None,
     time: str | None,
     file: str | None,
+    assignments: tuple[str, ...],
     accept_data: bool,
+    accept_code: bool,
     storage: str,
     address: str | None,
+    wait: float | None,
 ) -> None:
     """Continue a sweep after a crash, a kill or an interruption, or with more to do.
 
-    What changes is recorded as a revision; what contradicts the recorded trials is refused.
+    What changes is recorded as a revision; what contradicts the recorded trials is refused. What the sweep was started
+    with by --set holds on where the FILE names no other value.
     """
-    with _exit_codes(name):
+    with _exit_codes(_resume_command(name, storage, address)):
         before = api.load(name, storage)
         sweep = api.resume(
             name,
             trials=trials,
             time=time,
             file=file,
+            settings=parse_overrides(assignments),
             accept_data=accept_data,
+            accept_code=accept_code,
             storage=storage,
             address=address,
+            wait_seconds=wait,
         )
         if before.state == "finished" and sweep.ledger.revisions == before.ledger.revisions:
             click.echo(f"{name} is finished; nothing to do")
@@ -286,10 +323,14 @@ def resume(
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds of each; 1 measures the models of the search.")
 @storage_option
 @address_option
-def reevaluate(name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None) -> None:
+@wait_option
+def reevaluate(
+    name: str, top_k: int | None, seeds: int | None, storage: str, address: str | None, wait: float | None
+) -> None:
     """Choose the winner of NAME again, from more trials or with more seeds; what is measured is kept."""
-    with _exit_codes(name):
-        _print_status(api.reevaluate(name, top_k, seeds, storage=storage, address=address).ledger, storage)
+    with _exit_codes(_resume_command(name, storage, address)):
+        sweep = api.reevaluate(name, top_k, seeds, storage=storage, address=address, wait_seconds=wait)
+        _print_status(sweep.ledger, storage)
 
 
 @main.command()
@@ -323,8 +364,8 @@ def compare(
     is not trained again.
     """
     overrides = parse_overrides(assignments)
-    with _exit_codes(f"comparison of {a} and {b}", again="the same command"):
-        from sweeps.ray_cluster import Resources
+    with _exit_codes("the same command"):
+        from sweeps.resources import Resources
 
         resources = None
         if cpus is not None or gpus is not None:
@@ -353,7 +394,7 @@ def compare(
 @click.option("--watch", "watched", is_flag=True, help="First look on until the sweep ends; from any machine.")
 def status(name: str, storage: str, form: str, watched: bool) -> None:
     """Print what a sweep has come to; reads the ledger only."""
-    with _exit_codes(name, again=f"sweeps status {name} --watch" if watched else None):
+    with _exit_codes(sweeps_command("status", name, *(["--watch"] if watched else []), storage=storage)):
         sweep = api.load(name, storage)
         if watched:
             from rich.console import Console
@@ -372,7 +413,7 @@ def status(name: str, storage: str, form: str, watched: bool) -> None:
 @storage_option
 def sync(name: str, storage: str) -> None:
     """Upload to Weights & Biases what the trials of NAME wrote offline; what has arrived is not sent again."""
-    with _exit_codes(name, again=f"sweeps sync {name}"):
+    with _exit_codes(sweeps_command("sync", name, storage=storage)):
         from genrec.uploads import upload
         from sweeps.folders import tracking_folder
 
@@ -396,7 +437,7 @@ def report(
         raise click.UsageError("--csv, --markdown and --wandb exclude each other")
     if dry_run and not to_wandb:
         raise click.UsageError("--dry-run goes with --wandb")
-    with _exit_codes(name, again=f"sweeps report {name}" + (" --wandb" if to_wandb else "")):
+    with _exit_codes(sweeps_command("report", name, *(["--wandb"] if to_wandb else []), storage=storage)):
         from sweeps.report import make_document
         from sweeps.report.markdown import markdown
         from sweeps.report.spreadsheet import trials_csv
@@ -430,7 +471,7 @@ def _wandb_report(sweep: api.Sweep, out: str | None, *, publish: bool) -> None:
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 def dashboard(name: str, storage: str, port: int) -> None:
     """Look at NAME in optuna-dashboard, on this machine, until Ctrl-C; it can change nothing."""
-    with _exit_codes(name):
+    with _exit_codes(sweeps_command("dashboard", name, storage=storage)):
         from sweeps.dashboard import HOST, open_dashboard
 
         with open_dashboard(api.load(name, storage).ledger, port) as server:
@@ -446,7 +487,8 @@ def dashboard(name: str, storage: str, port: int) -> None:
 )
 @click.option(
     "--storage",
-    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3://BUCKET/PREFIX; default: in FILE.",
+    help="Folder of all sweeps on the cluster, absolute, seen by all nodes, or s3:// or gs://BUCKET/PREFIX; "
+    "default: in FILE.",
 )
 @click.option("--pip", multiple=True, metavar="PACKAGE", help="Package that the cluster's image lacks; default: none.")
 @click.option(
@@ -465,14 +507,14 @@ def submit(
     name: str | None,
     trials: int | None,
     assignments: tuple[str, ...],
-    wait: str | None,
+    wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes as a job of a Ray cluster; again: join that job or continue the sweep."""
     spec = _spec(str(file), name, trials, assignments)
     words = [*(["--name", name] if name else []), *(["--trials", str(trials)] if trials else [])]
     words += [word for assignment in assignments for word in ("--set", assignment)]
-    words += ["--wait-for-nodes", wait] if wait else []
-    with _exit_codes(spec.name, again="the same command"):
+    words += [] if wait is None else ["--wait-for-nodes", f"{wait:g}s"]
+    with _exit_codes("the same command"):
         from sweeps.submission import Cluster, Request
 
         request = Request(spec, file, words, _storage(spec, storage), pip)
@@ -497,30 +539,30 @@ def _print_lines(lines: Iterable[str]) -> None:
         click.echo(printable(line))
 
 
+def _resume_command(name: str, storage: str, address: str | None) -> str:
+    return sweeps_command("resume", name, *(["--address", address] if address else []), storage=storage)
+
+
 @contextmanager
-def _exit_codes(name: str, again: str | None = None) -> Iterator[None]:
-    """Errors of a running sweep as sentences and exit codes; `again`: the command that continues."""
-    again = again or f"sweeps resume {name}"
-    from sweeps.driver import SweepFailed
-    from sweeps.journal import LedgerError
-    from sweeps.queue_run import Interrupted
+def _exit_codes(again: str | Callable[[], str]) -> Iterator[None]:
+    """Errors of a running sweep, and signals, as sentences and exit codes; `again`: the command that continues."""
+
+    def go_on() -> str:
+        return again if isinstance(again, str) else again()
 
     try:
-        yield
-    except SweepFailed as error:
-        fail(str(error), 3)
-    except LedgerError as error:
-        fail(str(error), 2 if "exists;" in str(error) or "being driven" in str(error) else 4)
-    except Interrupted as stop:
-        click.echo(f"{stop}; continue with: {again}", err=True)
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; continue with: {again}", err=True)
-        sys.exit(130)
+        with interruptible():
+            yield
+    except (LedgerError, SweepFailed) as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        click.echo(f"{str(stop) or 'interrupted'}; continue with: {go_on()}", err=True)
+        sys.exit(ExitCode.of_signal(signum))
     except BrokenPipeError:
         raise  # click ends quietly when the reader of our output has gone
-    except (ConnectionError, OSError) as error:
-        fail(f"{error}\nnothing recorded is lost; continue with: {again}", 4)
+    except OSError as error:
+        fail(f"{error}\nnothing recorded is lost; continue with: {go_on()}", ExitCode.ENVIRONMENT)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def _note(ledger: Ledger, size: Size, at: float) -> None:
 def busy_share(ledger: Ledger) -> dict[str, float]:
     """CPU and GPU -> what trials and re-evaluations held of it, as a share of what was there while the sweep was
     driven. Empty while nothing is known; without what the cluster does not have. Elastic groups count with all their
-    workers, as in a budget."""
+    workers, as in a budget, which can make more than there was: then all of it."""
     sizes = [tuple(size) for size in ledger.fact(SIZES) or []]
     held = _seconds(ledger)
     if not sizes or not held:
@@ -51,7 +51,8 @@ def busy_share(ledger: Ledger) -> dict[str, float]:
     resources = ledger.spec.resources
     each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     there = there_were(sizes, last)
-    return {name: resources.most_workers * each[name] * held / there[name] for name in NAMES if there[name] > 0}
+    held_of = {name: resources.most_workers * each[name] * held for name in NAMES}
+    return {name: min(1.0, held_of[name] / there[name]) for name in NAMES if there[name] > 0}
 
 
 def busy_line(ledger: Ledger) -> str:
@@ -72,7 +73,7 @@ def there_were(sizes: Sequence[Size], last: float) -> dict[str, float]:
 
 
 def _seconds(ledger: Ledger) -> float:
-    """For which trials and re-evaluations held their processes."""
+    """For which trials and re-evaluations held their processes, or the workers of their groups."""
     own = [record.duration for record in ledger.trials() if record.duplicate_of is None and record.source is None]
     return sum(filter(None, own)) + sum(run.result.get("duration") or 0.0 for run in ledger.finalist_runs())
 

@@ -33,12 +33,12 @@ from sweeps.finalists import (
     verdict,
     without_result,
 )
-from sweeps.leaderboard import in_order, plus_minus
 from sweeps.ledger import Ledger
 from sweeps.measuring import Measured, measure, measure_ensemble
 from sweeps.records import FinalistRun, finalist_id
 from sweeps.significance import Ranked
 from sweeps.trial import tracked_sweep, tracked_trial
+from sweeps.wording import in_order, plus_minus
 
 ENSEMBLE = "ensemble"
 
@@ -125,7 +125,8 @@ def _export(ledger: Ledger, store: ArtifactStore, row: dict[str, Any], runs: Seq
     best = max(_of(row["trial"], runs), key=lambda run: sign * float(run.result["validation"][metric]))
     config = config_of_run(ledger, best)
     export_bundle(config, store, ledger.folder / "bundle")
-    run = tracked_trial(tracked_sweep(ledger.folder), finalist_id(best.finalist, best.seed), "finalist", config)
+    sweep = tracked_sweep(ledger.folder, ledger.identity)
+    run = tracked_trial(sweep, finalist_id(best.finalist, best.seed), "finalist", config)
     track_bundle(config, run, ledger.folder / "bundle")
     failed = f" (failed: {list(failed_seeds(row))})" if row["failed"] else ""
     seeds = f"seeds {row['seeds']}{failed}"

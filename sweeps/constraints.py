@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genrec.config import config_keys, nearest
+from genrec.config import config_keys, nearest, nearest_setting
 from sweeps.costs import QUANTITIES, quantity
 
 MAX_LENGTH = 1000
@@ -46,6 +46,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.NotIn: lambda value, values: value not in values,
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "round": round}
+_ARGUMENTS = {"min": range(2, MAX_LENGTH), "max": range(2, MAX_LENGTH), "round": range(1, 3)}
 _CONSTANT_NAMES = {"true": True, "false": False, "null": None}
 
 
@@ -134,9 +135,9 @@ def _check(node: ast.expr, paths: set[str]) -> None:
             path = _path(node)
             if path in _CONSTANT_NAMES:
                 return
-            known = [*config_keys(), *QUANTITIES]
-            if path not in known:
-                raise ConstraintError(f"unknown setting {path!r}{nearest(path, known)}")
+            if path not in config_keys() and path not in QUANTITIES:
+                hint = nearest(path, QUANTITIES) if path.startswith("cost") else nearest_setting(path)
+                raise ConstraintError(f"unknown setting {path!r}{hint}")
             paths.add(path)
         case ast.Constant(value=bool() | int() | float() | str() | None):
             pass
@@ -148,8 +149,11 @@ def _check(node: ast.expr, paths: set[str]) -> None:
             if isinstance(op, ast.Pow):
                 _check_exponent(right)
             _check_all([left, right], paths)
-        case ast.Call(func=ast.Name(id=name), args=[_, *_] as arguments, keywords=[]) if name in _FUNCTIONS:
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
             _check_all(arguments, paths)
+            if len(arguments) not in _ARGUMENTS[name]:
+                wanted = "one number, or a number and its digits" if name == "round" else "two numbers or more"
+                raise ConstraintError(f"{ast.unparse(node)!r}: {name} takes {wanted}")
         case ast.Compare(left=left, ops=ops, comparators=comparators) if all(type(op) in _COMPARISONS for op in ops):
             _check(left, paths)
             for comparison, right in zip(ops, comparators, strict=True):

@@ -29,10 +29,11 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from genrec.durable import write_text
 from genrec.errors import InputError
+from genrec.masking import MASK
 from sweeps.driver_lock import DriverLock, seems_alive
+from sweeps.errors import LedgerError
 from sweeps.folders import url_of
-from sweeps.journal import LedgerError
-from sweeps.ledger_url import POINTER, driver_of, on_network_file_system, resolved
+from sweeps.ledger_url import POINTER, SCHEMES, driver_of, has_file, is_secret, on_network_file_system, resolved
 from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
 from sweeps.study_storage import FINALISTS, SEARCH, SPEC, directions_of
@@ -191,15 +192,27 @@ class DatabasePlace:
 
     @property
     def where(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        """The URL as it may be shown."""
+        shown = {name: MASK if is_secret(name) else value for name, value in self._url.query.items()}
+        return self._url.set(query=shown).render_as_string(hide_password=True)
+
+    @contextmanager
+    def _used(self) -> Iterator[Database]:
+        """The connected storage; what goes wrong with it is a `LedgerError`."""
+        storage = self._connected()
+        try:
+            yield storage
+        except (StorageInternalError, SQLAlchemyError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise LedgerError(f"{self.where}: cannot be used: {reason}; what was recorded before is intact") from error
 
     def exists(self) -> bool:
         """Whether the database has a sweep of this name that was begun whole."""
-        storage = self._connected()
-        try:
-            return SPEC in storage.get_study_user_attrs(storage.get_study_id_from_name(self.search))
-        except KeyError:
-            return False
+        with self._used() as storage:
+            try:
+                return SPEC in storage.get_study_user_attrs(storage.get_study_id_from_name(self.search))
+            except KeyError:
+                return False
 
     def must_exist(self) -> None:
         if not self.exists():
@@ -207,17 +220,21 @@ class DatabasePlace:
 
     def prepare(self, spec: SweepSpec) -> None:
         """Make the two studies, still without a spec, so that a driver has something to lock."""
-        storage, directions = self._connected(), directions_of(spec)
-        for name, wanted in ((self.search, directions), (self.finalists, directions[:1])):
-            try:
-                study_id = storage.get_study_id_from_name(name)
-            except KeyError:
-                self._create(storage, name, wanted)
-                continue
-            empty = not self.exists() and not storage.get_all_trials(study_id, deepcopy=False)
-            if empty and storage.get_study_directions(study_id) != wanted:  # what a start that was cut short has left
-                storage.delete_study(study_id)
-                self._create(storage, name, wanted)
+        directions = directions_of(spec)
+        with self._used() as storage:
+            for name, wanted in ((self.search, directions), (self.finalists, directions[:1])):
+                self._prepare(storage, name, wanted)
+
+    def _prepare(self, storage: Database, name: str, wanted: list[Any]) -> None:
+        try:
+            study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            self._create(storage, name, wanted)
+            return
+        empty = not self.exists() and not storage.get_all_trials(study_id, deepcopy=False)
+        if empty and storage.get_study_directions(study_id) != wanted:  # what a start that was cut short has left
+            storage.delete_study(study_id)
+            self._create(storage, name, wanted)
 
     def _create(self, storage: Database, name: str, directions: list[Any]) -> None:
         try:
@@ -228,8 +245,17 @@ class DatabasePlace:
     def write(self, spec: SweepSpec) -> None:
         """Begin the record. The folder's note comes first: a sweep that has begun can be found."""
         self.attach()
-        storage = self._connected()
-        storage.set_study_user_attr(storage.get_study_id_from_name(self.search), SPEC, spec.to_dict())
+        with self._used() as storage:
+            storage.set_study_user_attr(storage.get_study_id_from_name(self.search), SPEC, spec.to_dict())
+
+    def remove(self, lock: DriverLock) -> None:
+        """All attributes of both studies, the spec among them, and the folder's note. The studies stay, empty: the
+        lock's row is the search's."""
+        storage, table = self._connected(), models.StudyUserAttributeModel.__table__
+        ids = [storage.get_study_id_from_name(name) for name in (self.search, self.finalists)]
+        with storage.engine.begin() as connection:
+            connection.execute(sqlalchemy.delete(table).where(table.c.study_id.in_(ids)))
+        lock.delete(POINTER)
 
     def attach(self) -> None:
         """Note in the sweep's folder where its ledger is."""
@@ -316,9 +342,16 @@ def _usable(written: str, folder: Path) -> URL:
         url = make_url(resolved(written))
     except ArgumentError:  # whose message would show it
         raise InputError(f"ledger: {written} is no URL of a database") from None
+    if url.get_backend_name() not in SCHEMES:
+        raise InputError(
+            f"ledger: {written}: is a database of the kind {url.get_backend_name()}; "
+            f"expected one of {', '.join(SCHEMES)}"
+        )
+    if url.get_backend_name() == "sqlite" and not has_file(url.database):
+        raise InputError(f"ledger: {written}: a ledger in memory is lost with its process; fix: sqlite:///FILE.db")
     url = url.set(drivername=driver_of(url.drivername, lambda name: importlib.util.find_spec(name) is not None))
-    if url.get_backend_name() == "sqlite" and url.database:
-        path = Path(url.database)
+    if url.get_backend_name() == "sqlite":
+        path = Path(str(url.database))
         if not path.is_absolute() and (store := url_of(folder.parent)) is not None:
             raise InputError(
                 f"ledger: {written}: a relative path counts from the storage's folder, and {store} is none; "

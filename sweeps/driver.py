@@ -22,28 +22,35 @@ from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
+from sweeps.errors import SweepFailed
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
-from sweeps.folders import artifact_store, storage_of, url_of
-from sweeps.leaderboard import counted
+from sweeps.folders import artifact_store, storage_of, sweeps_command, url_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.preflight import check_nodes, late_check
 from sweeps.queue_run import OnEvent
-from sweeps.ray_cluster import ClusterLost, Resources, is_own_ray, start_ray
+from sweeps.ray_cluster import is_own_ray, start_ray
 from sweeps.ray_tune import NodeCheck, run_queue
-from sweeps.records import TrialRecord
+from sweeps.records import ClusterLost, TrialRecord
 from sweeps.report import write_report
+from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
 from sweeps.spec import SweepSpec
 from sweeps.stopping import BUDGET, GATE, Rule, rule_of
 from sweeps.trial import run_trial, tracked_sweep
+from sweeps.wording import counted
 
 
-class SweepFailed(RuntimeError):
-    """No trial, or no finalist, came to a usable end; the message says what happened to them."""
-
-
-def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callable[[str], None]) -> None:
-    """Search, re-evaluate, compare, export. `say` gets a line at each turn.
+def drive(
+    ledger: Ledger,
+    *,
+    address: str | None,
+    on_event: OnEvent,
+    say: Callable[[str], None],
+    on_ready: Callable[[], None] = lambda: None,
+    wait_seconds: float | None = None,
+) -> None:
+    """Search, re-evaluate, compare, export. `say` gets a line at each turn; `on_ready` is called when the cluster is
+    there and its nodes have been checked, before anything is asked of them; `wait_seconds` as in `run_queue`.
 
     Raises `SweepFailed`, `Interrupted` (resumable), and what the cluster or the disk raise.
     """
@@ -56,10 +63,12 @@ def drive(ledger: Ledger, *, address: str | None, on_event: OnEvent, say: Callab
             _refuse_groups(ledger.spec, storage)
             check_nodes(storage, ledger.spec.base_config())
             check = late_check(storage, ledger.spec.base_config())
+        on_ready()
+        run_tasks = functools.partial(run_queue, check_node=check, wait_seconds=wait_seconds)
         with _cluster_noted(ledger, on_event) as tell:
             if ledger.fact("phase") in (None, "searching"):
-                _search(ledger, store, tell, check)
-            _reevaluate(ledger, store, tell, say, check)
+                _search(ledger, store, tell, run_tasks)
+            _reevaluate(ledger, store, tell, say, run_tasks)
     say(busy_line(ledger))
     shutil.rmtree(ledger.folder / "ray", ignore_errors=True)
     conclude(ledger, store, say)
@@ -100,10 +109,11 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {write_report(ledger).page}")
     except Exception as error:
-        say(f"warning: no report ({type(error).__name__}: {error}); again with: sweeps report {ledger.spec.name}")
+        again = sweeps_command("report", ledger.folder.name, storage=storage_of(ledger.folder.parent))
+        say(f"warning: no report ({type(error).__name__}: {error}); again with: {again}")
 
 
-def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, check_node: NodeCheck) -> None:
+def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, run_tasks: Callable[..., None]) -> None:
     spec = ledger.spec
     ledger.mark("searching")
 
@@ -116,14 +126,15 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, check_node:
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
     rule = rule_of(scheduler, spec.mode, _most_epochs(ledger))
-    run_queue(
+    run_tasks(
         ledger,
         rule=rule,
+        to_do=_most_left(ledger),
         history=_curves(ledger, rule),
         epochs_of=lambda payload: payload["config"]["train"]["epochs"],
         budget=budget,
         # A paused trial goes on from its last checkpoint: that has to be the epoch at which it paused.
-        **_common(ledger, store, tell, check_node, 0.0 if scheduler.type == "promote" else None),
+        **_common(ledger, store, tell, 0.0 if scheduler.type == "promote" else None),
     )
     _end_search(ledger, budget.reason)
     records = ledger.trials()
@@ -136,6 +147,13 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, check_node:
         raise SweepFailed(
             f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]) + _gated(records)
         )
+
+
+def _most_left(ledger: Ledger) -> int | None:
+    """How many trials the search may still run, if that is known."""
+    most = ledger.spec.budget.trials
+    over = ("stopped", "completed", "failed", "infeasible")
+    return None if most is None else max(1, most - sum(record.status in over for record in ledger.trials()))
 
 
 def _gated(records: Sequence[TrialRecord]) -> str:
@@ -171,7 +189,11 @@ def _end_search(ledger: Ledger, limit: str | None) -> None:
 
 
 def _reevaluate(
-    ledger: Ledger, store: ArtifactStore, on_event: OnEvent, say: Callable[[str], None], check_node: NodeCheck
+    ledger: Ledger,
+    store: ArtifactStore,
+    on_event: OnEvent,
+    say: Callable[[str], None],
+    run_tasks: Callable[..., None],
 ) -> None:
     spec, finalists = ledger.spec, finalists_of(ledger)
     chosen = ledger.select(finalists.top_k)
@@ -181,7 +203,8 @@ def _reevaluate(
     how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
     say(f"re-evaluating {len(chosen)} trials and the base config, {how}")
     queue = FinalistQueue(ledger, plans)
-    run_queue(queue, **_common(ledger, store, on_event, check_node))
+    if queue.left:  # or no node need come
+        run_tasks(queue, to_do=queue.left, **_common(ledger, store, on_event))
     if not summarise(current_runs(ledger)):
         ledger.mark("failed")
         reasons = sorted({str(run.result.get("reason")) for run in current_runs(ledger)})
@@ -192,7 +215,6 @@ def _common(
     ledger: Ledger,
     store: ArtifactStore,
     on_event: OnEvent,
-    check_node: NodeCheck,
     checkpoint_interval: float | None = None,
 ) -> dict[str, Any]:
     spec = ledger.spec
@@ -201,7 +223,7 @@ def _common(
             run_trial,
             store=store.address,
             health=spec.health.model_dump(),
-            tracked=tracked_sweep(ledger.folder),
+            tracked=tracked_sweep(ledger.folder, ledger.identity),
             checkpoint_interval=checkpoint_interval,
         ),
         "name": spec.name,
@@ -212,7 +234,6 @@ def _common(
         "metric": spec.metric,
         "max_failures": spec.max_failures,
         "missing": SharedStages(store),
-        "check_node": check_node,
         "on_event": on_event,
     }
 

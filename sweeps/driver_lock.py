@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from genrec.durable import write_text
 from genrec.lease import Lease, Note, is_alive_here, parsed
-from sweeps.journal import LedgerError
+from sweeps.errors import LedgerError, SweepDriven
 
 LOCK = "driver.lock"
 DRIVER = "driver.json"
@@ -57,7 +57,7 @@ class Claim:
         self._lease = Lease(note, beat=BEAT, expiry=EXPIRY, locked=locked)
 
     def acquire(self) -> None:
-        """Take over from nobody or from a dead driver. Raises `LedgerError` naming a living one.
+        """Take over from nobody or from a dead driver. Raises `SweepDriven` naming a living one.
 
         Of a driver on another machine that fell silent this waits `EXPIRY` seconds for a heartbeat.
         """
@@ -88,7 +88,7 @@ class DriverLock:
         self._claims += [Claim(note, folder.name) for note in further]
 
     def acquire(self) -> None:
-        """Take the lock and leave a note who has it. Raises `LedgerError` naming the process that has it."""
+        """Take the lock and leave a note who has it. Raises `SweepDriven` naming the process that has it."""
         try:
             self._lock.acquire(timeout=_WAIT_FOR_PROBES, poll_interval=0.05)
         except Timeout:
@@ -104,6 +104,10 @@ class DriverLock:
         """Raises `LedgerError` when another process has taken over."""
         for claim in self._claims:
             claim.check()
+
+    def delete(self, name: str) -> None:
+        """Delete a file of the folder, wherever copies of it are. The lock is held."""
+        (self._folder / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         try:
@@ -148,8 +152,8 @@ def seems_alive(driver: dict[str, Any]) -> bool:
     return abs(time.time() - driver.get("beaten", 0.0)) < 3 * EXPIRY if here is None else here
 
 
-def _driven(sweep: str, driver: dict[str, Any]) -> LedgerError:
-    return LedgerError(f"sweep {sweep} is being driven by {_named(driver)}")
+def _driven(sweep: str, driver: dict[str, Any]) -> SweepDriven:
+    return SweepDriven(f"sweep {sweep} is being driven by {_named(driver)}")
 
 
 def _named(driver: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A/B experiments: two configs, or the winners of two sweeps, each trained with several seeds, compared user by user.
 
 There is no ledger: models, lists and measurements are artifacts, so that a comparison that is made again, or was
-interrupted, trains nothing twice. `comparison.json` in its folder keeps what came out.
+interrupted, trains nothing twice. `comparison.json` in its folder, `.comparisons/A-B-...` in the storage, keeps what
+came out.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
 from sweeps.differences import differing_settings
-from sweeps.driver import SweepFailed
-from sweeps.driver_lock import DriverLock
+from sweeps.errors import SweepFailed
 from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.folders import artifact_store, is_sweep
-from sweeps.leaderboard import aligned, in_order, plus_minus
+from sweeps.folders import artifact_store, has_sweep, storage_of, sweep_folder, sweeps_command, url_of, working_folder
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.mirror import lock_of
+from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task, plain
+from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
 from sweeps.significance import Comparison, compare_all
 from sweeps.trial import run_trial, tracked_sweep
+from sweeps.wording import aligned, in_order, plus_minus
 
 FOLDER = ".comparisons"
 
@@ -98,19 +100,21 @@ def run_experiment(
     metric: str | None,
     split: Split,
     resources: Resources | None,
-    storage: Path,
+    storage: str,
     address: str | None,
     say: Callable[[str], None],
 ) -> Experiment:
-    """Train what is not trained yet, measure, compare. Raises `InputError` and `SweepFailed`."""
+    """Train what is not trained yet, measure, compare. `storage`: a folder, or the URL of an object store. Raises
+    `InputError` and `SweepFailed`."""
     sides = open_sides(a, b, seeds, overrides, storage)
     metric = _common_metric(sides, metric)
     store = artifact_store(storage)
     identity = [[side.config.to_dict(), side.seeds] for side in sides]
-    folder = storage / FOLDER / f"{sides[0].name}-{sides[1].name}-{content_hash(identity)[:8]}"
+    name = f"{sides[0].name}-{sides[1].name}-{content_hash(identity)[:8]}"
+    folder = working_folder(f"{storage}/{FOLDER}") / name  # kept, locked and copied as a sweep's
     tasks = Trainings(sides, _splits(sides, split), say)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = DriverLock(folder)
+    lock = lock_of(folder)
     lock.acquire()
     try:
         with start_ray(address):
@@ -134,7 +138,7 @@ def _splits(sides: Sequence[Side], split: Split) -> list[Split]:
     return ["validation"] if split == "validation" else ["validation", "test"]
 
 
-def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> list[Side]:
+def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage: str | Path) -> list[Side]:
     """A and B by their names. Refused are two that cannot be compared user by user, and two that are the same."""
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, got {seeds}")
@@ -161,10 +165,9 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
     return sides
 
 
-def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: Path) -> Side:
-    folder = storage / text
-    if Path(text).name == text and is_sweep(folder):
-        return _winner(name, Ledger.read(folder), seeds, overrides)
+def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: str | Path) -> Side:
+    if Path(text).name == text and has_sweep(text, storage):
+        return _winner(name, Ledger.read(sweep_folder(text, storage)), seeds, overrides)
     config = load_config(text, overrides)
     return Side(name, config, tuple(range(config.seed, config.seed + seeds)))
 
@@ -173,7 +176,8 @@ def _winner(name: str, ledger: Ledger, seeds: int, overrides: Mapping[str, Any])
     """A sweep's winner with the seeds that it has, and further ones where more are asked for."""
     winner = ledger.fact("winner")
     if winner is None:
-        raise InputError(f"sweep {ledger.spec.name} has no winner yet; continue with: sweeps resume {ledger.spec.name}")
+        resume = sweeps_command("resume", ledger.folder.name, storage=storage_of(ledger.folder.parent))
+        raise InputError(f"sweep {ledger.spec.name} has no winner yet; continue with: {resume}")
     runs = [run for run in current_runs(ledger) if finalist_name(run.finalist) == winner["trial"]]
     runs = sorted((run for run in runs if run.status == "completed"), key=lambda run: run.seed)
     config = validate_config(with_values(config_of_run(ledger, runs[0]).to_dict(), overrides))
@@ -220,7 +224,9 @@ class Trainings:
             self.failures.append(f"{task_id}: {result.get('reason') or status}")
 
     def on_event(self, event: str, task_id: str, data: dict[str, Any]) -> None:
-        if event == "finished":
+        if event == "delayed":
+            self._say(f"{time.strftime('%H:%M:%S')} {data['reason']}")
+        elif event == "finished":
             reused = " (was trained before)" if "tiger" in (data.get("reused") or []) else ""
             self._say(f"{time.strftime('%H:%M:%S')} {task_id} {data['status']}{reused}")
 
@@ -238,6 +244,7 @@ def _train(
         functools.partial(run_trial, store=store.address, tracked=tracked_sweep(folder)),
         name=folder.name,
         folder=folder,
+        storage=url_of(folder.parent),
         resources=resources or next((side.resources for side in sides if side.resources), Resources()),
         metric=sides[0].config.evaluation.monitor,
         missing=SharedStages(store),

@@ -55,6 +55,11 @@ class FinalistQueue:
         if ledger.fact("phase") != "finalists":
             ledger.mark("finalists")
 
+    @property
+    def left(self) -> int:
+        """How many runs are still to be handed out."""
+        return len(self._todo)
+
     def next(self) -> Task | None:
         """The next run, or None."""
         if self._stopping or not self._todo:

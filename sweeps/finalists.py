@@ -31,12 +31,13 @@ def plan_finalists(
     interrupted has compared everyone once. All get the same seeds, from the sweep's own on; with a single seed a trial
     keeps its own, and with it the model that it has trained."""
     finalists = finalists or spec.finalists
-    contenders: list[tuple[int | str, RunConfig]] = [*best, (BASE, spec.base_config())]
+    contenders: list[tuple[int | str, RunConfig]] = [(number, spec.finalist_of(config)) for number, config in best]
+    contenders.append((BASE, spec.finalist_config(spec.base_config())))
     runs = []
     for seed in range(spec.seed, spec.seed + finalists.seeds):
         for finalist, config in contenders:
             own = config.seed if finalists.seeds == 1 and finalist != BASE else seed
-            runs.append(PlannedRun(finalist, spec.finalist_config(config).to_dict() | {"seed": own}, own))
+            runs.append(PlannedRun(finalist, config.to_dict() | {"seed": own}, own))
     return runs
 
 
@@ -73,8 +74,11 @@ def current_runs(ledger: Ledger) -> list[FinalistRun]:
 def config_of_run(ledger: Ledger, run: FinalistRun) -> RunConfig:
     """What a re-evaluation was trained with."""
     spec = ledger.spec
-    config = spec.base_config() if run.finalist == BASE else ledger.config_of(int(run.finalist))
-    return validate_config(spec.finalist_config(config).to_dict() | {"seed": run.seed})
+    if run.finalist == BASE:
+        config = spec.finalist_config(spec.base_config())
+    else:
+        config = spec.finalist_of(ledger.config_of(int(run.finalist)))
+    return validate_config(config.to_dict() | {"seed": run.seed})
 
 
 def winning_run(ledger: Ledger) -> FinalistRun | None:

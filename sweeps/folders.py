@@ -7,12 +7,13 @@ those that are only looked at. Each says in `storage.json` what it stands for.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from genrec.artifacts import ARTIFACTS, ArtifactStore, open_store
 from genrec.durable import write_json
 from genrec.errors import InputError, nearest
-from genrec.object_store import ObjectStore, cache_of, checked_url, is_url
+from genrec.object_store import ObjectStore, cache_of, checked_storage, checked_url, is_url
 from sweeps.journal import JOURNAL
 from sweeps.ledger_url import POINTER
 
@@ -24,6 +25,12 @@ NOTE = "storage.json"
 DRIVEN, COPIES = "driven", "copies"
 
 
+def sweeps_command(verb: str, *words: str, storage: str | Path) -> str:
+    """A command of `sweeps` to copy into a shell: quoted, and with the storage where it is not the default."""
+    where = [] if str(storage) == DEFAULT else ["--storage", str(storage)]
+    return shlex.join(["sweeps", verb, *words, *where])
+
+
 def is_sweep(folder: Path) -> bool:
     """Whether a sweep was begun in `folder`, wherever its ledger is."""
     return (folder / JOURNAL).is_file() or (folder / POINTER).is_file()
@@ -31,7 +38,8 @@ def is_sweep(folder: Path) -> bool:
 
 def working_folder(storage: str | Path) -> Path:
     """The storage itself, or the folder of this machine in which sweeps of an object store are driven."""
-    return _noted(str(storage), DRIVEN) if is_url(storage) else Path(storage)
+    storage = checked_storage(storage)
+    return _noted(storage, DRIVEN) if is_url(storage) else Path(storage)
 
 
 def storage_of(folder: Path) -> str:
@@ -65,8 +73,9 @@ def _noted(url: str, kind: str) -> Path:
 
 def artifact_store(storage: str | Path) -> ArtifactStore:
     """Where the sweeps of a storage, or of the folder that stands for it, share their stages."""
-    url = str(storage) if is_url(storage) else url_of(Path(storage))
-    return open_store(f"{checked_url(url)}/{ARTIFACTS}" if url else Path(storage).absolute() / ARTIFACTS)
+    storage = checked_storage(storage)
+    url = storage if is_url(storage) else url_of(Path(storage))
+    return open_store(f"{url}/{ARTIFACTS}" if url else Path(storage).absolute() / ARTIFACTS)
 
 
 def storage_with(artifacts: str) -> str:
@@ -86,11 +95,12 @@ def has_sweep(name: str, storage: str | Path) -> bool:
 def sweep_folder(name: str, storage: str | Path) -> Path:
     """The folder of a sweep, to look at: of one in an object store a copy, made now. A wrong name is answered with the
     nearest. Raises `InputError`."""
+    storage = checked_storage(storage)
     if Path(name).name == name:
-        folder = _copied(name, str(storage)) if is_url(storage) else Path(storage) / name
+        folder = _copied(name, storage) if is_url(storage) else Path(storage) / name
         if is_sweep(folder):
             return folder
-    known = _names_in_store(str(storage)) if is_url(storage) else _names_in_folder(Path(storage))
+    known = _names_in_store(storage) if is_url(storage) else _names_in_folder(Path(storage))
     raise InputError(f"no sweep {name!r} in {storage}{nearest(name, known)}")
 
 

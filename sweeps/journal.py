@@ -12,11 +12,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from sweeps.errors import LedgerError
+
 JOURNAL = "ledger.journal"
-
-
-class LedgerError(RuntimeError):
-    """The record of a sweep cannot be used as asked; the message says why and what to do."""
 
 
 def repair_tail(path: Path) -> None:

@@ -5,20 +5,18 @@ Plain aligned text: it reads the same on a terminal, in a log file and in a pull
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from genrec.cli import printable
-from genrec.settings.evaluation import METRICS
+from genrec.terminal import printable
 from sweeps.cluster_use import busy_line
-from sweeps.folders import artifact_store
+from sweeps.folders import artifact_store, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 from sweeps.revisions import described
 from sweeps.status import sweep_status
+from sweeps.wording import aligned, counted, example_history, in_order, number, plus_minus
 
 SHOWN = 10
 
@@ -39,8 +37,8 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
         lines.append(f"search ended by: {status['stop_reason']}")
     if status["taken_over"]:
         lines.append(f"trials taken over from earlier sweeps: {status['taken_over']}")
-    for number, revision in enumerate(ledger.revisions, start=1):
-        lines.append(f"revision {number}, {revision.at}, after {revision.trials} trials:")
+    for count, revision in enumerate(ledger.revisions, start=1):
+        lines.append(f"revision {count}, {revision.at}, after {revision.trials} trials:")
         lines += [f"  {line}" for line in described(revision.difference)]
     leaders = ledger.leaderboard()
     if leaders:
@@ -109,16 +107,6 @@ def _row(row: dict[str, Any], name: str, metrics: Sequence[str]) -> list[str]:
     return [name, *(plus_minus(row["test"][metric], seeds) for metric in metrics)]
 
 
-def plus_minus(value: dict[str, float], seeds: int) -> str:
-    """Mean and deviation; of one seed there is no deviation."""
-    return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if seeds > 1 else "")
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 trial`, `3 trials`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _oracle_lines(status: dict[str, Any]) -> list[str]:
     oracle, test = status["oracle"] or {}, status["finalists"][0]["test"]
     return [
@@ -129,44 +117,18 @@ def _oracle_lines(status: dict[str, Any]) -> list[str]:
 
 
 def _next_commands(ledger: Ledger, storage: str) -> list[str]:
-    folder = ledger.folder
+    folder, name = ledger.folder, ledger.folder.name
+    bundle, best = str(folder / "bundle"), str(folder / "best.yaml")
     store = artifact_store(folder.parent).address
-    option = "" if storage == "runs" else f" --storage {storage}"
-    return [
-        f"genrec recommend {folder}/bundle --history {shlex.quote(example_history(folder))} -k 10",
-        f"genrec evaluate {folder}/bundle --store {store}",
-        f"genrec train {folder}/best.yaml --store {store} --set train.fit_on=train+validation",
-        f"sweeps report {ledger.spec.name}{option}",
-        f"sweeps status {ledger.spec.name}{option} --format json",
+    commands = [
+        ["genrec", "recommend", bundle, "--history", example_history(folder), "-k", "10"],
+        ["genrec", "evaluate", bundle, "--store", store],
+        ["genrec", "train", best, "--store", store, "--set", "train.fit_on=train+validation"],
     ]
-
-
-def example_history(folder: Path) -> str:
-    """Two items of the catalogue of a sweep's bundle."""
-    with open(folder / "bundle" / "items.jsonl", encoding="utf-8") as file:
-        return ",".join(json.loads(line)["item"] for line, _ in zip(file, range(2), strict=False))
-
-
-def in_order(metrics: Iterable[str]) -> list[str]:
-    """Names such as `ndcg@10` and `tuple_ndcg@10` by what they measure, then by K; others are left out."""
-    found = [name for name in metrics if name.partition("@")[0].removeprefix("tuple_") in METRICS]
-    return sorted(found, key=lambda name: (METRICS.index(name.partition("@")[0].removeprefix("tuple_")), _cutoff(name)))
-
-
-def _cutoff(name: str) -> int:
-    return int(name.partition("@")[2])
-
-
-def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Cells as lines: columns under each other, the first to the left, the others to the right."""
-    rows = [list(row) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        *(shlex.join(words) for words in commands),
+        sweeps_command("report", name, storage=storage),
+        sweeps_command("status", name, "--format", "json", storage=storage),
     ]
 
 
@@ -174,8 +136,3 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 10_000 else f"{value:.4g}"
     return "" if value is None else str(value)
-
-
-def number(value: float | None) -> str:
-    """A metric as tables show it; empty where there is none."""
-    return "" if value is None else f"{value:.4f}"

@@ -8,6 +8,7 @@ on nothing else. One process writes (`sweeps.driver_lock`); any number may read.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import ConfigError, RunConfig
 from sweeps.driver_lock import DriverLock
+from sweeps.errors import LedgerError, SweepExists
 from sweeps.finalist_queue import FinalistQueue
-from sweeps.folders import storage_of
-from sweeps.journal import LedgerError
+from sweeps.folders import storage_of, sweeps_command
 from sweeps.proposer import Progress, Proposer
 from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Task, TrialRecord
 from sweeps.reuse import EarlierResults
 from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
-from sweeps.study_record import STATUS, StudyRecord, trial_record
+from sweeps.study_record import STATUS, StudyRecord, epochs_of, trial_record
 from sweeps.study_storage import SPEC, Place, place_of
 
 __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Study", "Task", "TrialRecord"]
@@ -36,7 +37,7 @@ __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun"
 MAX_INFEASIBLE = 200
 "sampled points in a row that break a constraint before the sweep gives up"
 MAX_DUPLICATES = 50
-"sampled points in a row that were tried before: the space is taken as exhausted"
+"sampled points in a row that were tried before: a space that cannot be listed is taken as exhausted"
 _HEARTBEAT = 1.0  # seconds between two notes of a session's length
 _TRIALS_HEARTBEAT = 5.0  # where there are many occasions
 
@@ -122,12 +123,16 @@ class Ledger:
         lock.acquire()
         try:
             if place.exists():
-                raise LedgerError(
-                    f"{storage_of(folder.parent)}/{folder.name}: exists; use sweeps resume {folder.name}, "
-                    "with --trials, --time or --file where there is more to do"
+                storage = storage_of(folder.parent)
+                resume = sweeps_command("resume", folder.name, storage=storage)
+                raise SweepExists(
+                    f"{storage}/{folder.name}: exists; use {resume} "
+                    "(with --trials, --time or --file where there is more to do)"
                 )
             place.write(spec)
-            return cls._opened(folder, place, place.writing(), lock)
+            ledger = cls._opened(folder, place, place.writing(), lock)
+            ledger.set_fact("identity", uuid.uuid4().hex)
+            return ledger
         except BaseException:
             lock.release()
             raise
@@ -186,6 +191,16 @@ class Ledger:
             finally:
                 self._lock.release()
                 self._lock = None
+
+    def discard(self) -> None:
+        """Take back a sweep of which no trial has begun, and let go of it: its name is free again."""
+        assert self._lock is not None
+        assert not self._record.trials()
+        lock, self._lock = self._lock, None
+        try:
+            self._place.remove(lock)
+        finally:
+            lock.release()
 
     def __enter__(self) -> Ledger:
         return self
@@ -273,7 +288,7 @@ class Ledger:
             return "time"
         if progress.grid_index is None:
             return "grid done" if self.space.pure_grid else "space exhausted"
-        if progress.duplicates >= MAX_DUPLICATES:
+        if progress.duplicates >= MAX_DUPLICATES and not self.space.is_listable:
             return "space exhausted"
         if progress.infeasible >= MAX_INFEASIBLE:
             if progress.duplicates:
@@ -374,6 +389,12 @@ class Ledger:
         """What `set_fact` kept, or None."""
         return self._record.attrs().get(f"fact:{key}")
 
+    @property
+    def identity(self) -> str | None:
+        """Of this sweep and no other, also of the same name; None in ledgers that are older than it."""
+        identity: str | None = self.fact("identity")
+        return identity
+
     def stamp(self, **attrs: Any) -> None:
         """What every trial and re-evaluation that begins from now on has among its attributes."""
         self._record.stamp = self.finalists.stamp = attrs
@@ -396,7 +417,8 @@ class Ledger:
         latest: dict[tuple[int | str, int], FinalistRun] = {}
         for trial in self.finalists.trials():
             attrs = trial.user_attrs
-            run = FinalistRun(attrs["finalist"], attrs["seed"], STATUS[trial.state], attrs.get("result", {}))
+            status, result, epochs = STATUS[trial.state], attrs.get("result", {}), epochs_of(trial)
+            run = FinalistRun(attrs["finalist"], attrs["seed"], status, result, epochs)
             latest[(run.finalist, run.seed)] = run
         return list(latest.values())
 

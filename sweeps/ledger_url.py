@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from genrec.errors import InputError
 
@@ -21,6 +21,7 @@ DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "mysql": ("pymysql", "MySQLdb"
 _SQLALCHEMY_NAME = {"MySQLdb": "mysqldb"}
 SCHEMES = ("sqlite", *DRIVERS)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(r"passw|pwd|secret|token", re.IGNORECASE)
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "afs")
 
 
@@ -31,12 +32,28 @@ def checked_url(value: str) -> str:
     scheme = value.partition("://")[0].partition("+")[0]
     if "://" not in value or scheme not in SCHEMES:
         raise ValueError(f"expected a URL that begins with {', '.join(f'{name}://' for name in SCHEMES)}, or ${{NAME}}")
-    if urlsplit(_VARIABLE.sub("x", value)).password is not None and not _only_variable_password(value):
+    if scheme == "sqlite" and not has_file(urlsplit(value).path.removeprefix("/")):
+        raise ValueError(
+            "a ledger in memory is lost with its process; fix: sqlite:///FILE.db, or sqlite:////FOLDER/FILE.db"
+        )
+    password = urlsplit(_VARIABLE.sub("x", value)).password is not None and not _only_variable_password(value)
+    options = parse_qsl(urlsplit(value).query)
+    if password or any(is_secret(name) and not _VARIABLE.fullmatch(text) for name, text in options):
         raise ValueError(
             "a file holds no password; fix: leave it out and set PGPASSWORD or ~/.pgpass, "
             "or write ${NAME} in its place and set that variable"
         )
     return value
+
+
+def has_file(database: str | None) -> bool:
+    """Whether the database of an SQLite URL is a file, and not one in memory."""
+    return bool(database) and database != ":memory:" and not str(database).startswith("file:")
+
+
+def is_secret(option: str) -> bool:
+    """Whether an option of a URL (`?sslpassword=...`) holds what may not be shown."""
+    return bool(_SECRET.search(option))
 
 
 def _only_variable_password(value: str) -> bool:

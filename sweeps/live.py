@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from genrec.progress import clock
-from sweeps.leaderboard import number
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
+from sweeps.wording import number
 
 RECENT = 12
 "finished trials that stay in the live table"
@@ -29,7 +29,7 @@ LEFT = ("trial", "status", "tokenizer")
 "columns that are aligned to the left"
 DROPPED = ("tokenizer", "best", "time", "epoch")
 "what a narrow terminal goes without, first to last"
-OF_THE_CLUSTER = ("cluster", "avoided")
+OF_THE_CLUSTER = ("cluster", "avoided", "delayed")
 "events that are about no trial"
 GAP = 2
 Event = tuple[str, str, dict[str, Any]]
@@ -111,6 +111,8 @@ class LiveView:
         if event in OF_THE_CLUSTER:
             if event == "avoided":
                 self.say(f"{time.strftime('%H:%M:%S')} node {task_id} is avoided from now on: {data['reason']}")
+            elif event == "delayed":
+                self.say(f"{time.strftime('%H:%M:%S')} {data['reason']}")
             return
         row = self._take(event, task_id, data)
         if self._live is None:

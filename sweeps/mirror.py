@@ -21,13 +21,17 @@ from typing import Any
 from genrec.durable import put, write_json
 from genrec.lease import Note
 from genrec.object_store import ObjectStore, StorageError
+from genrec.outage import Outage
 from genrec.remote_artifacts import ObjectNote
 from sweeps.driver_lock import DRIVER, LOCK, DriverLock
+from sweeps.errors import LedgerError
 from sweeps.folders import LOGS, TRACKING, is_copy, url_of, working_folder
-from sweeps.journal import JOURNAL, LedgerError
+from sweeps.journal import JOURNAL
 
 PUSH_SECONDS = 5.0
 "between two looks at what has changed: what a machine that is lost can take with it of the record"
+UNCOPIED_SECONDS = 120.0
+"for which copying may fail in a row before the driver ends: more of the record would be on one machine only"
 INDEX = ".mirror.json"
 _SCRATCH = "ray"
 _UNFINISHED = (".partial", ".old", ".new", ".part")
@@ -43,19 +47,25 @@ class Mirror:
         self.objects = ObjectStore(f"{url}/{folder.name}")
         self._kept_here = {LOCK} if is_copy(folder.parent) else {LOCK, DRIVER}
         self._turn = threading.Lock()
+        self._known: dict[str, Any] | None = None
 
     def note(self) -> Note:
         """Where the driver's lease is."""
         return ObjectNote(self.objects, DRIVER)
 
     def pull(self, below: str = "") -> None:
-        """Bring what is new in the store; without logs and trackers' files, unless they are asked for.
+        """Bring what is new in the store; without logs and trackers' files, unless they are asked for. From a copy that
+        is only looked at, what has gone from the store goes too.
 
         A file that was changed here alone stays: its driver died before copying it, and nobody has driven since.
         """
         with self._turn:
-            index = self._index()
-            for name, tag in self.objects.tags(below).items():
+            index, tags = self._index(), self.objects.tags(below)
+            vanished = [name for name in index if name.startswith(below) and name not in tags]
+            for name in vanished if is_copy(self.folder.parent) else ():
+                (self.folder / name).unlink(missing_ok=True)
+                del index[name]
+            for name, tag in tags.items():
                 path = self.folder / name
                 known = index.get(name, {}).get("tag") == tag and path.exists()
                 if known or self._is_left_out(PurePosixPath(name), wanted=below):
@@ -65,7 +75,8 @@ class Mirror:
                 _, tag = self.objects.download(name, partial)
                 put(partial, path)
                 index[name] = {"tag": tag, "seen": self._signature(name)}
-            if index:
+            self._known = index
+            if index or vanished:
                 write_json(self.folder / INDEX, index)
 
     def push(self) -> None:
@@ -74,7 +85,8 @@ class Mirror:
         Raises `LedgerError` when another driver has replaced the journal meanwhile, and `StorageError`.
         """
         with self._turn:
-            index = self._index()
+            # In memory first: where the file cannot be written (a full disk), what was copied is still known.
+            index = self._known = self._index() if self._known is None else self._known
             journal = self._journal()
             names = [name for name in self._names() if name != JOURNAL]
             try:
@@ -91,6 +103,15 @@ class Mirror:
         seen = self._signature(name)
         if index.get(name, {}).get("seen") != seen:
             index[name] = {"tag": self.objects.upload(self.folder / name, name), "seen": seen}
+
+    def delete(self, name: str) -> None:
+        """Delete a file here and in the store."""
+        with self._turn:
+            index = self._known = self._index() if self._known is None else self._known
+            (self.folder / name).unlink(missing_ok=True)
+            self.objects.delete([name])
+            index.pop(name, None)
+            write_json(self.folder / INDEX, index)
 
     def _delete_vanished(self, names: list[str], index: dict[str, Any]) -> None:
         vanished = sorted(set(index) - set(names) - {JOURNAL})
@@ -154,7 +175,7 @@ class MirrorLock(DriverLock):
     def __init__(self, folder: Path, *further: Note):
         self._mirror = Mirror(folder)
         super().__init__(folder, self._mirror.note(), *further)
-        self._fault: LedgerError | None = None
+        self._fault: Exception | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -176,6 +197,9 @@ class MirrorLock(DriverLock):
         if self._fault is not None:
             raise self._fault
 
+    def delete(self, name: str) -> None:
+        self._mirror.delete(name)
+
     def release(self) -> None:
         """Copies what has changed since the last time. Raises `StorageError` if that cannot be done."""
         self._over.set()
@@ -183,24 +207,33 @@ class MirrorLock(DriverLock):
             if self._thread is not None:
                 self._thread.join()
                 self._thread = None
-                if self._fault is None:
+                if not isinstance(self._fault, LedgerError):
                     super().check()
                     self._mirror.push()
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             raise StorageError(f"{error}\nwhat is not in the store yet is in {self._mirror.folder}") from None
         finally:
             super().release()
 
     def _keep_pushing(self) -> None:
+        """Whatever ends this thread becomes the fault that `check` raises before the driver's next write."""
+        outage = Outage(f"copy {self._mirror.folder} to {self._mirror.objects.url}")
         while not self._over.wait(PUSH_SECONDS):
             try:
                 super().check()
                 self._mirror.push()
-            except LedgerError as error:
+                outage.worked()
+            except OSError as error:  # of this machine or of the store: the next look finds the same files
+                seconds = outage.failed(error)
+                if seconds > UNCOPIED_SECONDS:
+                    self._fault = StorageError(
+                        f"{error}\nnothing of sweep {self._mirror.folder.name} could be copied to "
+                        f"{self._mirror.objects.url} for {seconds:.0f} s; this driver stops"
+                    )
+                    return
+            except Exception as error:
                 self._fault = error
                 return
-            except (StorageError, OSError):
-                continue  # the next look finds the same; how long that may go on the lease decides
 
 
 def lock_of(folder: Path, *further: Note) -> DriverLock:

@@ -1,18 +1,28 @@
 """Which nodes fail the trials that they are given: the driver's record, by which it avoids a node. No Ray here.
 
 A fault that is the node's alone (other code, other data, no disk) speaks for itself. A process that dies, or a package
-that is missing, may be the trial's fault as well: only several trials in a row speak against the node.
+that is missing, may be the trial's fault as well: only several trials in a row speak against the node. A storage that
+is full is no node's fault: all share it.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 IN_A_ROW = 3
 "different trials that failed on a node, none having come to its end between them, after which it is avoided"
 IN_A_ROW_ON_THE_LAST = 10
 "the same where no other node is left to compare with"
-_NO_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MIN_FREE_BYTES = 2**30
+"in the storage and in the temporary folder, below which no trial should run"
+PROBE_BYTES = 2**20
+_NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UnfitNode(RuntimeError):
@@ -24,6 +34,10 @@ class UnfitNode(RuntimeError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class StorageFull(OSError):
+    """Nothing more can be written to the storage that all nodes share. The sweep is resumable."""
 
 
 class NodeHealth:
@@ -59,6 +73,39 @@ class NodeHealth:
 
 def is_of_the_node(error: Exception) -> bool | None:
     """Whether what a trial raised is the fault of its node. None: it may be (a package is missing there)."""
-    if isinstance(error, UnfitNode) or (isinstance(error, OSError) and error.errno in _NO_STORAGE):
+    if isinstance(error, UnfitNode) or (isinstance(error, OSError) and error.errno in _NO_DISK):
         return True
     return None if isinstance(error, ImportError) else False
+
+
+def disk_error(error: Exception) -> dict[str, Any] | None:
+    """What a trial's process tells the driver of an error of its disk, for `fault_of_storage`; None if it is none."""
+    if isinstance(error, OSError) and error.errno in _NO_DISK:
+        return {"errno": error.errno, "path": None if error.filename is None else os.path.realpath(error.filename)}
+    return None
+
+
+def fault_of_storage(storage: Path, told: Mapping[str, Any]) -> str | None:
+    """Why nothing can be written to the storage, which this process sees as well; None: it is the node's own disk.
+
+    A path in the storage speaks for itself, unless the file system is read-only, which it may be on one node alone.
+    Errors often come without a path: then it is tried here.
+    """
+    free, path, number = shutil.disk_usage(storage).free, told["path"], told["errno"]
+    in_storage = path is not None and Path(path).is_relative_to(os.path.realpath(storage))
+    is_full = number != errno.EROFS and (in_storage or (path is None and free < MIN_FREE_BYTES))
+    if is_full or ((in_storage or path is None) and not _can_be_written(storage)):
+        where = f" ({path})" if in_storage else ""
+        return f"the storage {storage} cannot be written: {os.strerror(number)}{where}; {free:,} bytes are free there"
+    return None
+
+
+def _can_be_written(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True

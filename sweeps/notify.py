@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from genrec.cli import printable
+from genrec.terminal import printable
 from sweeps.ledger import Ledger
 from sweeps.spec import NotifySpec
 from sweeps.status import sweep_status

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -52,8 +52,12 @@ class Float:
     def draw(self, rng: random.Random) -> float:
         return self.at(rng.random())
 
-    def all_values(self) -> list[float]:
-        return [self._value(index) for index in range(self.count or 0)]
+    def all_values(self) -> Iterator[float]:
+        return (self._value(index) for index in range(self.count or 0))
+
+    def nearest(self, value: float) -> float:
+        """The value of the range that a sampler means, which computes steps in binary."""
+        return value if self.step is None else self._value(round((value - self.low) / self.step))
 
     def _value(self, index: int) -> float:
         """In decimal, so that the third step of 0.1 is 0.3."""
@@ -88,8 +92,18 @@ class Int:
     def draw(self, rng: random.Random) -> int:
         return self.at(rng.random())
 
-    def all_values(self) -> list[int]:
-        return list(range(self.low, self.high + 1, self.step))
+    def all_values(self) -> range:
+        return range(self.low, self.high + 1, self.step)
+
+    def has(self, value: Any) -> bool:
+        """Whether the value is one of the range; a range itself would look at all of its values for some types."""
+        return isinstance(value, int) and not isinstance(value, bool) and value in self.all_values()
+
+    def __str__(self) -> str:
+        if self.count <= 10:
+            return f"one of {[*self.all_values()]}"
+        step = f" in steps of {self.step}" if self.step != 1 else ""
+        return f"a whole number from {self.low} to {self.high}{step}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +128,11 @@ class Listed:
     def draw(self, rng: random.Random) -> Any:
         return rng.choice(self.values)
 
-    def all_values(self) -> list[Any]:
-        return list(self.values)
+    def all_values(self) -> tuple[Any, ...]:
+        return self.values
+
+    def has(self, value: Any) -> bool:
+        return value in self.values
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def finalists_time(
     finalists = spec.finalists
     by_cost = sorted(configs, key=lambda config: bench.work(config).epoch_seconds(speed))
     searched = by_cost[len(by_cost) // 2]
-    middle = spec.finalist_config(searched)
+    middle = spec.finalist_of(searched)
     again = finalists.seeds > 1 or bench.model_key(middle) != bench.model_key(searched)
     contenders = [middle] * finalists.top_k + [spec.finalist_config(spec.base_config())]
     known = {bench.work(planned).tokenizer_key for planned in configs}

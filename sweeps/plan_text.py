@@ -7,7 +7,7 @@ from sweeps.plan import Plan, Range
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan as a person reads it."""
-    trials = "until the time is spent" if plan.trials is None else f"{plan.trials}"
+    trials = "until the budget is spent" if plan.trials is None else f"{plan.trials}"
     size = "endless" if plan.space_points is None else f"{plan.space_points} points"
     grid = f", of which {plan.grid_points} grid points take turns" if plan.grid_points else ""
     lines = [

@@ -29,13 +29,13 @@ from genrec.durable import file_hash
 from genrec.errors import InputError
 from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
+from sweeps.cluster_view import nodes
 from sweeps.driver_lock import is_locked
 from sweeps.folders import working_folder
-from sweeps.ray_cluster import nodes
+from sweeps.node_health import MIN_FREE_BYTES
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
-MIN_FREE_BYTES = 2**30
 DISTRIBUTIONS = ("ray", "torch", "genrec-sweeps")
 
 
@@ -187,7 +187,7 @@ def _fault_of_store(probe: str) -> str:
     store = ObjectStore(storage)
     try:
         if not store.has(name):
-            return f"sees another {storage} than the driver; fix: the same endpoint (AWS_ENDPOINT_URL_S3) on all nodes"
+            return f"sees another {storage} than the driver; fix: the same {store.endpoint_variable} on all nodes"
         store.probe()
     except (StorageError, InputError) as error:
         return f"cannot use the storage: {error}"

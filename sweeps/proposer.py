@@ -6,12 +6,14 @@ sweeps that it may take results from, if it is told to).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.model_key import model_key
 from sweeps.reuse import Earlier, EarlierResults
 from sweeps.sampling import Sampling, derived_seed, recorded_value
 from sweeps.space import Point
@@ -21,6 +23,8 @@ from sweeps.widening import completed, grid_points_in_turn, sampled_points_in_tu
 
 RANDOM_AFTER = 10
 "duplicates in a row after which TPE, which likes to repeat itself, is asked no more for the next point"
+LIST_AFTER = 50
+"infeasible points in a row after which it is not either, where the feasible ones can be listed"
 
 
 def grid_in_order(spec: SweepSpec) -> list[Point]:
@@ -59,6 +63,10 @@ class Progress:
         "trials of every grid point: how far the list of the points beside it is used up"
         self.numbers: dict[str, int] = {}
         "the first trial of every config, by its hash"
+        self.models: dict[str, int] = {}
+        "the first trial of every model, by its key"
+        self.all_duplicates = 0
+        "since the space was widened"
         self.waiting: dict[int, int] = {}
         "duplicates that were waiting when they came, and what they are of"
         self.grid_index: int | None = 0
@@ -73,7 +81,13 @@ class Progress:
 
     def _begin_anew_at(self, number: int) -> None:
         if number == self._since:
-            self.infeasible = self.duplicates = 0
+            self.infeasible = self.duplicates = self.all_duplicates = 0
+
+    @property
+    def patience(self) -> int:
+        """Duplicates in a row after which a point that was not tried is looked for in a list: fewer and fewer, because
+        a sampler that repeats itself does so again, and one at last."""
+        return max(1, RANDOM_AFTER >> self.all_duplicates // RANDOM_AFTER)
 
     def _add(self, trial: FrozenTrial) -> None:
         attrs = trial.user_attrs
@@ -87,8 +101,10 @@ class Progress:
                 self.example = attrs["reason"]
             return
         self.numbers.setdefault(attrs["config_hash"], trial.number)
+        if "model" in attrs:
+            self.models.setdefault(attrs["model"], trial.number)
         if "duplicate_of" in attrs:
-            self.duplicates += 1
+            self.duplicates, self.all_duplicates = self.duplicates + 1, self.all_duplicates + 1
             if trial.state == TrialState.WAITING:
                 self.waiting[trial.number] = attrs["duplicate_of"]
         else:
@@ -117,6 +133,9 @@ class Proposer:
         self._earlier = earlier
         self._grid_points = grid_points_in_turn(specs, grid_in_order)
         self._listed: dict[int, list[Point] | None] = {}
+        self._passed: dict[int, int] = {}
+        self._tried: set[str] = set()
+        self._noted = 0
         self._grid_reasons: dict[int, str | None] = {}
         self._retold_trials: dict[int, FrozenTrial] = {}
         self._sampling = Sampling(self.spec, record, self._retold, since)
@@ -169,8 +188,11 @@ class Proposer:
         """Whether another trial of the grid point can be proposed."""
         if self._grid_reason(grid_index) is not None:
             return False
-        listed = self._listed_points(grid_index)
-        return listed is None or self.progress.by_grid_point.get(grid_index, 0) < len(listed)
+        if self.spec.sampler.type == "random":
+            listed = self._points_beside(grid_index)
+            return listed is None or self.progress.by_grid_point.get(grid_index, 0) < len(listed)
+        was_stuck = self.progress.patience < RANDOM_AFTER and self.space.is_listable
+        return not (was_stuck or self._must_list()) or self._untried(grid_index) is not None
 
     def _grid_reason(self, index: int) -> str | None:
         """Why the grid point cannot run whatever is sampled beside it, or None."""
@@ -201,31 +223,62 @@ class Proposer:
         attrs["config_hash"] = config.hash
         if "seed" in self.space.paths:
             attrs["seed"] = config.seed
-        if (first := self.progress.numbers.get(config.hash)) is not None:
+        if (model := model_key(config)) is not None:
+            attrs["model"] = model
+        if (first := self._first_with(config.hash, model)) is not None:
             return self._create_duplicate(history[first], attrs, fields)
         if self._earlier is not None and (earlier := self._earlier.of(config)) is not None:
             return self._take_over(earlier, attrs, system_attrs=notes, **fields)
         return self._record.create(TrialState.RUNNING, attrs, system_attrs=notes, **fields)
 
+    def _first_with(self, config_hash: str, model: str | None) -> int | None:
+        """The first trial with the config, or with one that trains the same model: they differ in settings that no
+        stage reads, such as the RQ-VAE's where the tokenizer is another."""
+        first = self.progress.numbers.get(config_hash)
+        return first if first is not None or model is None else self.progress.models.get(model)
+
     def _sampled(self, grid_index: int, history: Sequence[FrozenTrial]) -> tuple[Point, dict[str, Any]]:
         """Values of the sampled parameters beside a grid point, and what to note with them."""
-        listed = self._listed_points(grid_index)
-        if listed is not None:
+        if self.spec.sampler.type == "random" and (listed := self._points_beside(grid_index)) is not None:
             return listed[self.progress.by_grid_point.get(grid_index, 0)], {}
+        if self._must_list() and (untried := self._untried(grid_index)) is not None:
+            return untried, {}
         kind = self.spec.sampler.type if self.progress.duplicates < RANDOM_AFTER else "random"
         return self._sampling.sample(kind, self._grid_points[grid_index], history)
 
-    def _listed_points(self, grid_index: int) -> list[Point] | None:
-        """All points of a finite space beside a grid point, in random order: `random` samples without replacement.
-        None where they can't be listed, or another sampler chooses."""
-        if self.spec.sampler.type != "random":
-            return None
+    def _points_beside(self, grid_index: int) -> list[Point] | None:
+        """All points of a finite space beside a grid point, in random order, in which `random` samples without
+        replacement. None where they can't be listed."""
         if grid_index not in self._listed:
             seed = derived_seed(self.spec.seed, grid_index, "order")
             self._listed[grid_index] = sampled_points_in_turn(
                 self._specs, self._grid_points[grid_index], lambda points, place: _shuffled(points, seed + place)
             )
         return self._listed[grid_index]
+
+    def _must_list(self) -> bool:
+        """Whether the sampler has brought nothing new for so long that the next point is one that was not tried."""
+        stuck = self.progress.duplicates >= self.progress.patience or self.progress.infeasible >= LIST_AFTER
+        return stuck and self.space.is_listable
+
+    def _untried(self, grid_index: int) -> Point | None:
+        """The first feasible point beside a grid point that no trial has had; None where there is none left."""
+        history = self._record.trials()
+        for trial in history[self._noted :]:
+            if trial.user_attrs.get("status") != "infeasible":  # which it may not be any more
+                point = completed(self.space, self.spec.base_values, trial.user_attrs["values"])
+                self._tried.add(json.dumps(point, sort_keys=True))
+        self._noted = len(history)
+        listed = self._points_beside(grid_index) or []
+        place = self._passed.get(grid_index, 0)
+        while place < len(listed) and not self._is_new(self._grid_points[grid_index] | listed[place]):
+            place += 1  # it never will be
+        self._passed[grid_index] = place
+        return listed[place] if place < len(listed) else None
+
+    def _is_new(self, point: Point) -> bool:
+        known = json.dumps(point, sort_keys=True) in self._tried
+        return not known and self.space.infeasible_reason(self.spec.base_values, point) is None
 
     def _create_duplicate(self, first: FrozenTrial, attrs: dict[str, Any], fields: dict[str, Any]) -> FrozenTrial:
         """Record a point that was tried before. While the first is running the duplicate waits for it, so that whether

@@ -10,30 +10,34 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.node_health import NodeHealth
-from sweeps.ray_cluster import ClusterLost, ClusterView
-from sweeps.records import Task
+from sweeps.interruption import Interrupted
+from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
+from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
 from sweeps.stopping import GO, Verdict
+from sweeps.waiting import Waits
+
+if TYPE_CHECKING:
+    from sweeps.cluster_view import ClusterView
 
 OnEvent = Callable[[str, str, dict[str, Any]], None]
+Demand = Callable[[int, Collection[str]], None]
 Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
-NO_ROOM_SECONDS = 60.0  # how long a run waits for a node when none is left that could run a trial
+ROOM = "_room"  # reserved metric: whether the workers of a group have their places; until then they wait for them
+WAIT_SECONDS = 300.0  # for a node, when there is no room for a single trial: a new spot machine takes some minutes
+NODE, PLACE = "a node", "a place"  # what a run as a whole may wait for
+MOST_AWAITED = 16  # trials for which nodes are asked for where `max_concurrent` does not say
 MAX_EXCUSED = 20  # restarts of a task that are not its own fault, so that no task goes round for ever
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended `run_queue` before the queue was empty; `signum` says which."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+def nothing_more(trials: int, avoided: Collection[str]) -> None:
+    """The demand of a run to whose cluster no nodes come by themselves."""
 
 
 class QueueRun:
@@ -51,7 +55,16 @@ class QueueRun:
         max_failures: int,
         cluster: ClusterView,
         stop_file: Path,
+        storage: Path | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+        workers: int = 1,
+        demand: Demand = nothing_more,
+        max_concurrent: int | None = None,
+        to_do: int | None = None,
     ):
+        """`storage`: the folder that all nodes share, if they share one. `wait_seconds`: for a node, when there is no
+        room for a single trial. `workers`: of a trial, at the least. `demand` is told all the time for how many trials
+        nodes should come; `to_do`: how many tasks the queue has at the most, None if nobody knows."""
         self.signum: int | None = None
         self.metric = metric
         self._missing = missing
@@ -60,7 +73,13 @@ class QueueRun:
         self._max_failures = max_failures
         self._cluster = cluster
         self._size: dict[str, float] = {}
-        self._blocked_since: float | None = None
+        self._storage = storage
+        self._wait_seconds = wait_seconds
+        self._waits = Waits(lambda reason, seconds: on_event("delayed", "", {"reason": reason, "seconds": seconds}))
+        self._workers = workers
+        self._demand = demand
+        self._most_awaited = max_concurrent or MOST_AWAITED
+        self._to_do = to_do
         self._health = NodeHealth()
         self._stop_file = stop_file
         self._stopping = False
@@ -70,6 +89,7 @@ class QueueRun:
         self._held: list[OpenTask] = []  # of the open ones those that no process runs, in the order of their turn
         self._paused: dict[str, OpenTask] = {}
         self._ended_seconds = 0.0
+        self._finished = 0
 
     def __deepcopy__(self, memo: Any) -> QueueRun:
         return self  # Tune copies searchers and callbacks; there is one queue
@@ -124,17 +144,36 @@ class QueueRun:
             names = [f"{self._cluster.name(node)}: {why}" for node, why in self._health.avoided.items()]
             raise ClusterLost("no node is left that could run a trial; avoided are:\n" + "\n".join(names))
         blocked = self._blocked()
-        if blocked is None:
-            self._blocked_since = None
-            return
-        self._blocked_since = self._blocked_since or time.monotonic()
-        waited = time.monotonic() - self._blocked_since
-        if waited > NO_ROOM_SECONDS:
-            raise ClusterLost(f"{blocked}; no node came in {waited:.0f} s")
+        self._waits.note(self._delays() if blocked is None else {NODE: f"waiting for a node: {blocked}"})
+        if blocked is not None and self._waits.seconds(NODE) >= self._wait_seconds:
+            raise ClusterLost(f"{blocked}; no node came in {self._waits.seconds(NODE):.0f} s")
+        self._demand(self._awaited(), self._health.avoided)
+
+    def _delays(self) -> dict[str, str]:
+        """What cannot go on although the cluster is large enough, and why."""
+        found = {
+            task_id: f"{task_id} waits for room for {self._workers} workers"
+            for task_id, task in self._open.items()
+            if task.waits_for_room
+        }
+        placeless = [task_id for task_id, task in self._open.items() if task.running and not task.has_process]
+        if placeless:
+            found[PLACE] = f"waiting: the cluster is used by others; without a place: {', '.join(placeless[:5])}"
+        return found
+
+    def _awaited(self) -> int:
+        """For how many trials nodes should come: for those that could run beside what the cluster holds. What has been
+        handed out and waits for its place asks for one itself."""
+        if any(task.running and (not task.has_process or task.waits_for_room) for task in self._open.values()):
+            return 0
+        left = math.inf if self._to_do is None else max(self._to_do - self._finished, len(self._open))
+        if self._dry:
+            left = len(self._open)
+        return max(0, int(min(left, self._most_awaited)) - self._slots())
 
     def _blocked(self) -> str | None:
         """Why something cannot go on before a node comes."""
-        if not self._slots() and not any(task.has_process for task in self._open.values()):
+        if not self._slots() and not any(task.works for task in self._open.values()):
             return self._cluster.too_small()
         for task in self._open.values():
             if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
@@ -186,6 +225,8 @@ class QueueRun:
         with self._kept():
             task = self._open[task_id]
             task.notes.update(metrics.pop(NOTES, {}))
+            if ROOM in metrics:
+                task.has_room(metrics.pop(ROOM))
             if "epoch" in metrics:
                 task.epoch = metrics["epoch"]
                 value = metrics.get(self.metric, 0.0)
@@ -213,6 +254,9 @@ class QueueRun:
         task.node = node
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
+            if self._storage and final.get("disk") and (fault := fault_of_storage(self._storage, final["disk"])):
+                self.fail(StorageFull(fault))
+                return
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)
@@ -318,6 +362,7 @@ class QueueRun:
             self._open.pop(task.task.id, None)
             self._paused.pop(task.task.id, None)
             self._ended_seconds += task.seconds
+            self._finished += 1
             self._on_event("finished", task.task.id, {"status": status, **result})
 
     @contextlib.contextmanager
@@ -347,22 +392,33 @@ class OpenTask:
         self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
+        self.has_process = False
+        self.waits_for_room = False  # its process does: for that of its workers
         self._seconds = 0.0
         self._since: float | None = None
 
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
+        self.has_process = True
         self._since = time.monotonic()
 
+    def has_room(self, yes: bool) -> None:
+        """Whether the workers of its group have their places. Time without them does not count."""
+        if self.has_process and yes == self.waits_for_room:
+            self._seconds, self._since = self.seconds, time.monotonic() if yes else None
+            self.waits_for_room = not yes
+
     @property
-    def has_process(self) -> bool:
-        return self._since is not None
+    def works(self) -> bool:
+        """It holds what it needs."""
+        return self.has_process and not self.waits_for_room
 
     def halt(self) -> None:
         self._seconds, self._since = self.seconds, None
+        self.has_process = self.waits_for_room = False
 
     @property
     def seconds(self) -> float:
-        """How long it held a process."""
+        """How long it held what it needs."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)

@@ -20,6 +20,10 @@ def grid_yaml(
     What the values must be is checked where every sweep file is.
     """
     space = [f"  {key}: {{type: grid, values: [{values}]}}" for key, values in map(_parted, grids)]
+    searched = {_parted(text)[0] for text in grids}
+    for key in (_parted(text, "--set")[0] for text in assignments):
+        if key in searched:
+            raise ConfigError([f"--set {key}: is searched by --grid {key}, so no trial would have this value"])
     lines = ["name: " + (name or (Path(recipe).stem if recipe else "default") + "-grid")]
     lines += [f"base: {recipe}"] if recipe else []
     if assignments:

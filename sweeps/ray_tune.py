@@ -14,11 +14,10 @@ import json
 import logging
 import os
 import platform
+import queue
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,22 +34,18 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
+from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, scales_itself, trials_at_once
+from sweeps.demand import PendingGroups
 from sweeps.environment import environment
 from sweeps.folders import LOGS
+from sweeps.interruption import Interrupted, handled_by
 from sweeps.mirror import folder_here, trial_files
-from sweeps.node_health import is_of_the_node
-from sweeps.queue_run import Missing, OnEvent, QueueRun
-from sweeps.ray_cluster import (
-    DRIVER_CPUS,
-    ClusterView,
-    Resources,
-    elsewhere,
-    free_reservations_of_the_dead,
-    node_of_actor,
-    own_node_watched,
-    trials_at_once,
-)
+from sweeps.node_health import disk_error, is_of_the_node
+from sweeps.queue_run import ROOM, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
+from sweeps.ray_cluster import is_own_ray, own_node_watched
 from sweeps.records import Stopped
+from sweeps.reservations import free_reservations_of_the_dead
+from sweeps.resources import DRIVER_CPUS, Resources
 from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
 from sweeps.stopping import Curve, Rule
 from sweeps.warm_process import fresh_process_state, output_to
@@ -60,6 +55,7 @@ Launch = Callable[[Callable[..., None], dict[str, Any]], None]
 TrialFunction = Callable[[dict[str, Any], Report, Launch], dict[str, Any]]
 NodeCheck = Callable[[], Sequence[str]]
 
+OWN_WAIT_SECONDS = 60.0  # for a node, on a Ray of one's own, to which none comes
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
@@ -96,6 +92,8 @@ def run_queue(
     budget: Budget | None = None,
     missing: Missing = lambda task: frozenset(),
     check_node: NodeCheck = lambda: (),
+    wait_seconds: float | None = None,
+    to_do: int | None = None,
     on_event: OnEvent = lambda event, task_id, data: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -115,7 +113,10 @@ def run_queue(
     "restarts" says why a task was started again.
 
     As many tasks run at once as the nodes that are there hold, `max_concurrent` at the most: more when nodes come,
-    fewer when they go.
+    fewer when they go. When there is no room for a single one, nodes are waited for: on a cluster that was joined and
+    that scales by itself, or if `wait_seconds` is given, from the start, else once the run has begun; `wait_seconds`
+    long (by default 5 min on a cluster that was joined). Where nodes come by themselves they are asked for: for as many
+    trials as there are to do (`to_do` at the most, if that is known) and may run at once.
 
     `rule` may stop a task after an epoch, or pause it: its process then takes another task, and `function` is called
     anew when it is promoted. What is never promoted ends as stopped. `history` holds the recorded curves (task id ->
@@ -129,16 +130,21 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason).
+    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason);
+    ("delayed", "", reason) when a minute was waited for a node, or for room that others use, and every minute then.
 
-    When `should_stop` turns true, and on SIGINT, SIGTERM or SIGUSR1 (main thread only), running trials end within about
-    10 s and are not told as finished; a signal then raises Interrupted, a second one KeyboardInterrupt at once.
+    When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
+    within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.
 
     Raises ValueError if the cluster is too small for one trial, ClusterLost if it became so, if all its nodes are
-    avoided or if this process has lost its own node, whatever `queue` or `on_event` raised, Interrupted.
+    avoided or if this process has lost its own node, StorageFull if nothing can be written to the storage of `folder`,
+    whatever `queue` or `on_event` raised, Interrupted.
     """
     resources = resources or Resources()
-    trials_at_once(resources)  # or there is nothing to wait for
+    joined = not is_own_ray()
+    nodes_may_come = joined and (wait_seconds is not None or scales_itself())
+    if not nodes_may_come:
+        trials_at_once(resources)  # or there is nothing to wait for
     if max_concurrent is not None and max_concurrent < 1:
         raise ValueError(f"max_concurrent must be 1 or more, got {max_concurrent}")
     folder = folder.absolute()
@@ -153,6 +159,7 @@ def run_queue(
         max_failures=max_failures,
         check_node=check_node,
     )
+    demand = PendingGroups(resources)
     run = QueueRun(
         missing,
         on_event,
@@ -161,6 +168,12 @@ def run_queue(
         max_failures=max_failures,
         cluster=ClusterView(resources, max_concurrent),
         stop_file=settings.stop_file,
+        storage=folder.parent if storage is None else None,
+        wait_seconds=(WAIT_SECONDS if joined else OWN_WAIT_SECONDS) if wait_seconds is None else wait_seconds,
+        workers=resources.fewest,
+        demand=demand if nodes_may_come else nothing_more,
+        max_concurrent=max_concurrent,
+        to_do=to_do,
     )
     run.queue = ScheduledQueue(
         queue,
@@ -175,7 +188,10 @@ def run_queue(
 
         place_coordinator()
     with _quiet(), _signals(run), own_node_watched(run.fail):
-        _tuner(run, function, settings).fit()
+        try:
+            _tuner(run, function, settings).fit()
+        finally:
+            demand.close()
     if resources.workers > 1:
         free_reservations_of_the_dead(wait_seconds=RELEASE_SECONDS)
     run.settle()
@@ -225,27 +241,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _signals(run: QueueRun) -> Iterator[None]:
-    """Let signals end the run; the handlers before are put back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(run: QueueRun) -> contextlib.AbstractContextManager[None]:
+    """Let signals end the run, for the block."""
 
     def on_signal(signum: int, frame: Any) -> None:
         if run.signum is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         run.signum = signum
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Tune takes SIGUSR1 for itself: settle() notices that
-    before = {signum: signal.getsignal(signum) for signum in caught}
-    for signum in caught:
-        signal.signal(signum, on_signal)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+    return handled_by(on_signal)  # Tune takes SIGUSR1 for itself: settle() notices that
 
 
 class _Searcher(Searcher):
@@ -452,7 +456,8 @@ def _run_task(
             if of_the_node is False:
                 return {"status": "failed", "reason": reason}
             where = getattr(error, "node_id", None)  # of a worker, which may be on another node
-            return {"status": "unfit", "certain": of_the_node is True, "reason": reason, "node_id": where}
+            certain, disk = of_the_node is True, disk_error(error)
+            return {"status": "unfit", "certain": certain, "reason": reason, "node_id": where, "disk": disk}
         except SystemExit:
             _say(log, task["id"], "stopped")
             raise
@@ -491,22 +496,20 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
     def launch(loop: Callable[..., None], argument: dict[str, Any]) -> None:
         from sweeps.ray_train import run_loop  # seconds of imports that the driver of the sweep need not pay
 
+        to_tune = _GroupReport() if resources.workers > 1 else None
         run_loop(
             loop,
             argument,
             _report(stopped),
-            workers=resources.workers,
-            min_workers=resources.fewest,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            further=resources.further,
+            resources=resources,
             nodes=elsewhere(task["avoid"]),
             check_node=settings.check_node,
             run_name=f"{task['id']}-{os.getpid()}-{next(launches)}",
             storage=str(settings.folder_here / "ray" / "groups"),
             max_failures=settings.max_failures,
             seed=int(task["payload"].get("seed", 0)),
-            callbacks=[_GroupReport()] if resources.workers > 1 else (),
+            callbacks=[to_tune] if to_tune else (),
+            tell_room=to_tune.tell_room if to_tune else lambda yes: True,
             log=settings.log(task["id"]),
             stopped=lambda: stopped() or settings.stop_file.exists(),
         )
@@ -515,7 +518,15 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
 
 
 class _GroupReport(TuneReportCallback):
-    """Rank 0's metrics, in our message, to Tune."""
+    """Rank 0's metrics, in our message, to Tune; and whether the group's workers have their places."""
+
+    def tell_room(self, yes: bool) -> bool:
+        """By the same way: a `tune.report` beside it could block both for ever. Whether it was taken."""
+        try:
+            self._training_actor_item_queue.put_nowait({METRICS: {ROOM: yes}})
+        except queue.Full:
+            return False
+        return True
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         plain = {name: _plain(value) for name, value in metrics[0].items()}

@@ -15,6 +15,10 @@ STATUSES: tuple[Status, ...] = ("waiting", "running", "stopped", "completed", "f
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+class ClusterLost(ConnectionError):
+    """The cluster cannot run a single trial any more, or the driver has lost its own node. The sweep is resumable."""
+
+
 class Stopped(Exception):
     """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed."""
 
@@ -79,6 +83,8 @@ class FinalistRun:
     seed: int
     status: Status
     result: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    "what every epoch reported, on the validation split"
 
 
 def plain(value: Any) -> Any:

@@ -120,19 +120,24 @@ class Sampling:
         history = [self._as_known(trial) for trial in history]
         self._view.notes = {}
         self._view.shown = [self._retold(trial) for trial in history]
-        seed = derived_seed(self.spec.seed, len(history), "sampler")
         values: dict[str, Any] = {}
         for when, names in self.space.sampled_groups():
             if not self.space.is_active(names[0], {**grid_point, **values}):
                 continue
+            seed = self._seed(len(history), names if when else ())
             if kind == "cma-es" and not when:
                 numbers = [name for name in names if isinstance(self.space.parameters[name], (Float, Int))]
-                values |= self._evolved(numbers, history, seed)
+                values |= self._evolved(numbers, history, self._seed(len(history), ("cma-es",)))
                 names = [name for name in names if name not in values]
             joint_sampler = kind in ("random", "tpe") or (kind in ("gp", "nsga2") and not when)
             values |= self._asked(kind if joint_sampler else "tpe", names, len(history), seed)
         in_order = {name: values[name] for name in self.space.sampled if name in values}
         return in_order, self._view.notes
+
+    def _seed(self, number: int, of: Sequence[str] = ()) -> int:
+        """Of one sampler of trial `number`. Every group of parameters has its own: samplers with the same seed draw the
+        same numbers, so that the parameters of one group would follow those of another."""
+        return derived_seed(self.spec.seed, number, ":".join(["sampler", *sorted(of)]))
 
     def _as_known(self, trial: FrozenTrial) -> FrozenTrial:
         """A paused trial has shown what it is worth: nothing more may ever come of it, so it counts as stopped."""
@@ -180,6 +185,8 @@ class Sampling:
 
     def _real_value(self, key: str, recorded: Any) -> Any:
         parameter = self.space.parameters[key]
-        if isinstance(parameter, (Float, Int)):
+        if isinstance(parameter, Float):
+            return parameter.nearest(recorded)
+        if isinstance(parameter, Int):
             return recorded
         return next(value for value in parameter.values if recorded_value(value) == recorded)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Annotated, Any
@@ -25,6 +25,8 @@ from sweeps.parameters import Choice, Float, Grid, Int, Parameter, When, paths_o
 MAX_POINTS = 100_000
 "that are ever listed: grid points, and the points of a finite space for sampling without replacement"
 Point = dict[str, Any]
+_OTHER = object()
+"stands for a value that no condition names"
 
 
 class PointError(ValueError):
@@ -63,6 +65,12 @@ class Space:
 
     # -- points -------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def is_listable(self) -> bool:
+        """Whether the points beside every grid point can be listed, so that a search through them comes to an end."""
+        counts = [parameter.count for parameter in self.sampled.values()]
+        return None not in counts and math.prod(count or 0 for count in counts) <= MAX_POINTS
+
     def grid_points(self) -> list[Point]:
         """All points of the grid parameters, the first one slowest; one empty point without grid parameters."""
         return list(self._points(list(self.grid), {}))
@@ -70,6 +78,10 @@ class Space:
     def num_points(self) -> int | None:
         """How many different points the space has; None: endlessly many, or more than `MAX_POINTS`."""
         return self._count(list(self.parameters), {})
+
+    def num_grid_points(self) -> int | None:
+        """How many different points the grid has; 1 without grid parameters, None: more than `MAX_POINTS`."""
+        return self._count(list(self.grid), {})
 
     def sampled_points(self, grid_point: Mapping[str, Any]) -> list[Point] | None:
         """All values of the sampled parameters beside a grid point, None when they can't be listed."""
@@ -87,13 +99,25 @@ class Space:
         return list(groups.values())
 
     def _count(self, names: Sequence[str], given: Mapping[str, Any]) -> int | None:
-        counts = [self.parameters[name].count for name in names]
-        if None in counts:
+        """Without listing anything: it may be far too many."""
+        if any(self.parameters[name].count is None for name in names):
             return None
-        if math.prod(count or 0 for count in counts) > MAX_POINTS and not any(self.parameters[n].when for n in names):
-            return None
-        counted = sum(1 for _ in itertools.islice(self._points(names, given), MAX_POINTS + 1))
-        return counted if counted <= MAX_POINTS else None
+        count = self._product(names, given)
+        return count if count <= MAX_POINTS else None
+
+    def _product(self, names: Sequence[str], given: Mapping[str, Any]) -> int:
+        """Number of the points of finite parameters. Values that no condition below names have equally many below."""
+        if not names:
+            return 1
+        name, rest = names[0], names[1:]
+        if not self.is_active(name, given):
+            return self._product(rest, given)
+        named: list[Any] = []
+        for below in rest:
+            named += [value for value in self.parameters[below].when.get(name, ()) if value not in named]
+        count = sum(self._product(rest, {**given, name: value}) for value in named)
+        others = (self.parameters[name].count or 0) - len(named)
+        return count + (others * self._product(rest, {**given, name: _OTHER}) if others else 0)
 
     def _points(self, names: Sequence[str], given: Mapping[str, Any]) -> Iterator[Point]:
         """Values of `names` beside those of `given`, the first name slowest."""
@@ -148,12 +172,25 @@ class Space:
         for name, value in point.items():
             settings |= settings_of(name, self.parameters[name], value)
         values = with_values(base, settings)
+        return self._derived(values, self.derived)
+
+    def derived_again(self, values: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+        """`values` after the settings `changed` were given others: what is derived from them follows. Raises
+        `PointError`."""
+        stale: dict[str, Expression] = {}
         for path, formula in self.derived.items():
+            if not formula.paths.isdisjoint({*changed, *stale}):
+                stale[path] = formula
+        return self._derived(values, stale)
+
+    def _derived(self, values: Mapping[str, Any], formulas: Mapping[str, Expression]) -> dict[str, Any]:
+        result = dict(values)
+        for path, formula in formulas.items():
             try:
-                values = with_values(values, {path: derived_value(path, formula.value(values))})
+                result = with_values(result, {path: derived_value(path, formula.value(result))})
             except (Unusable, ValueError) as error:
                 raise PointError(f"derive.{path}: {formula.text!r}: {error}") from None
-        return values
+        return result
 
     def build(self, base: Mapping[str, Any], point: Mapping[str, Any]) -> RunConfig:
         """The config at `point`. Raises `ConfigError`; constraints are not asked."""
@@ -224,6 +261,16 @@ class Space:
             if path in paths_of(name, parameter):
                 found += [settings_of(name, parameter, value)[path] for value in parameter.probes]
         return found or [value_at(base, path)]
+
+    def samples(self, base: Mapping[str, Any], tries: int = 200) -> Iterator[tuple[Point, RunConfig]]:
+        """Feasible points that stand for the space, with their configs: `trial_points`, and where these are random the
+        corners as well."""
+        points = self.trial_points(tries)
+        if self.num_points() != len(points):
+            points += itertools.islice(self._corners(list(self.parameters), {}), tries)
+        for point in points:
+            if self.infeasible_reason(base, point) is None:
+                yield point, self.build(base, point)
 
     def infeasible_share(self, base: Mapping[str, Any], tries: int = 200) -> tuple[float, str | None]:
         """Share of infeasible points among `trial_points`, and the reason of the first."""

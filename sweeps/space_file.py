@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genrec.config import ConfigError, config_keys, nearest
+from genrec.config import ConfigError, config_keys, nearest, nearest_setting
 from genrec.masking import without_login
 from genrec.strict_yaml import YamlDocument
 from sweeps.constraints import Constraint, ConstraintError, Expression, parse_constraint, parse_formula
@@ -71,7 +72,7 @@ def parse_space(
 
 
 def _check_size(space: Space, document: YamlDocument | None, faults: list[str]) -> None:
-    if Space(dict(space.grid)).num_points() is None:
+    if space.num_grid_points() is None:
         points = math.prod(grid.count for grid in space.grid.values())
         where = document.where("space") if document else ""
         faults.append(fault(where, "space", f"{points} grid points", f"at most {MAX_POINTS} points"))
@@ -102,7 +103,7 @@ def _parse_derived(
         where = document.where("derive", path) if document else ""
         key = f"derive.{path}"
         if path not in config_keys():
-            faults.append(fault(where, key, None, f"unknown setting{nearest(path, config_keys())}"))
+            faults.append(fault(where, key, None, f"unknown setting{nearest_setting(path)}"))
         elif path in owners:
             faults.append(fault(where, key, None, f"is set by space.{owners[path]} already", "leave one out"))
         elif not isinstance(text, str):
@@ -166,7 +167,7 @@ class _Entry:
     def _parse(self) -> Parameter | None:
         paired = isinstance(self.text, Mapping) and "zip" in self.text
         if not paired and self.name not in config_keys():
-            self._fault(None, None, f"unknown setting{nearest(self.name, config_keys())}")
+            self._fault(None, None, f"unknown setting{nearest_setting(self.name)}")
             return None
         if not isinstance(self.text, Mapping):
             values = self.text if isinstance(self.text, list) else [self.text]
@@ -215,12 +216,15 @@ class _Entry:
         if isinstance(parent, Float):
             self._fault(key, None, "a condition needs a parameter with listed values, got a float range")
             return None
-        possible = parent.all_values()
-        values = [wanted] if wanted in possible or not isinstance(wanted, list) else wanted
+        values = [wanted] if parent.has(wanted) or not isinstance(wanted, list) else wanted
         for value in values:
-            if value not in possible:
-                hint = nearest(value, [v for v in possible if isinstance(v, str)]) if isinstance(value, str) else ""
-                self._fault(key, show(value), f"expected one of {show(possible)}{hint}")
+            if parent.has(value):
+                continue
+            if isinstance(parent, Int):
+                self._fault(key, show(value), f"expected {parent}")
+                continue
+            hint = nearest(value, [v for v in parent.values if isinstance(v, str)]) if isinstance(value, str) else ""
+            self._fault(key, show(value), f"expected one of {show(list(parent.values))}{hint}")
         return tuple(values) or None
 
     # -- values -------------------------------------------------------------------------------------------------------
@@ -268,7 +272,7 @@ class _Entry:
     def _column(self, path: str, values: Any) -> list[Any] | None:
         key = f"zip/{path}"
         if path not in config_keys():
-            self._fault(key, None, f"unknown setting{nearest(path, config_keys())}")
+            self._fault(key, None, f"unknown setting{nearest_setting(path)}")
             return None
         listed = self._list(key, values)
         return None if listed is None else [self._fitted(key, path, value) for value in listed]
@@ -302,8 +306,8 @@ class _Entry:
             return None
 
     def _no_repeats(self, name: str, values: Sequence[Any]) -> None:
-        texts = [json.dumps(value) for value in values]
-        for text in sorted({text for text in texts if texts.count(text) > 1}):
+        texts = Counter(json.dumps(value) for value in values)
+        for text in sorted(text for text, count in texts.items() if count > 1):
             self._fault(name, text, "a value stands twice", "leave one out")
 
     # -- ranges -------------------------------------------------------------------------------------------------------

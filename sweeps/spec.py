@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -32,6 +32,7 @@ from genrec.config import (
     content_hash,
     load_config,
     nearest,
+    nearest_setting,
     validate_config,
     with_values,
 )
@@ -40,9 +41,10 @@ from genrec.settings.base import PositiveInt
 from genrec.settings.evaluation import METRICS
 from genrec.strict_yaml import YamlDocument, YamlError, load_yaml, parse_yaml
 from sweeps.ledger_url import checked_url
-from sweeps.parameters import Float, Int
-from sweeps.space import Space, setting_value
+from sweeps.parameters import Float, Int, paths_of
+from sweeps.space import PointError, Space, setting_value, value_at
 from sweeps.space_file import fault, parse_space, show
+from sweeps.unread_settings import faults_of_path
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MAX_TRIALS = 100_000
@@ -121,6 +123,15 @@ class BudgetSpec(Section):
     "of what one trial holds, all its workers together, in the currency of `cost`"
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
     "a value of the metric that is good enough"
+
+    @property
+    def how_many(self) -> str:
+        """How many trials there will be, in words: a number, or what must be spent first."""
+        if self.trials is not None:
+            return str(self.trials)
+        limits = {"time": self.time, "CPU-hours": self.cpu_hours, "GPU-hours": self.gpu_hours, "money": self.cost}
+        names = [name for name, limit in limits.items() if limit is not None]
+        return f"until the {' or '.join(names)} {'are' if names[-1].endswith('s') else 'is'} spent"
 
 
 class WorkerRange(Section):
@@ -245,7 +256,7 @@ class SweepSpec(Section):
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
     storage: Annotated[str, AfterValidator(checked_storage)] | None = None
-    "folder of all sweeps, or s3://BUCKET/PREFIX, where the command line names none"
+    "folder of all sweeps, or s3:// or gs://BUCKET/PREFIX, where the command line names none"
     reuse: list[str] = Field(default_factory=list)
     "earlier sweeps of the same storage folder whose completed trials are taken over instead of run again"
     base_values: dict[str, Any]
@@ -276,18 +287,34 @@ class SweepSpec(Section):
         return {self.metric: self.mode, **self.against}
 
     def finalist_config(self, config: RunConfig) -> RunConfig:
-        """`config` with the settings of `finalists.set`."""
+        """`config` with the settings of `finalists.set`: the base among the finalists."""
         return validate_config(with_values(config.to_dict(), self.finalists.set))
+
+    def finalist_of(self, config: RunConfig) -> RunConfig:
+        """A trial's config as a finalist: as `finalist_config`, and what `derive` computes from these settings follows
+        them."""
+        return finalist_of(self.search_space, config, self.finalists.set)
+
+
+def finalist_of(space: Space, config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The config of a trial with the settings of `finalists.set`. Raises `ConfigError`."""
+    try:
+        return validate_config(space.derived_again(with_values(config.to_dict(), settings), settings))
+    except PointError as error:
+        raise ConfigError([str(error)]) from None
 
 
 def load_spec(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,
     config_overrides: Mapping[str, Any] | None = None,
+    *,
+    config_defaults: Mapping[str, Any] | None = None,
 ) -> SweepSpec:
     """Read a sweep file.
 
-    `overrides` replace values of the spec by dotted path (`budget.trials`), `config_overrides` are added to `set`.
+    `overrides` replace values of the spec by dotted path (`budget.trials`), `config_overrides` are added to `set`, and
+    so are those of `config_defaults` that the file's own `set` does not name.
     Raises `ConfigError` with every fault of the file, one line each.
     """
     try:
@@ -295,6 +322,10 @@ def load_spec(
     except YamlError as error:
         raise ConfigError([str(error)]) from None
     document.data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    named = document.data.get("set")
+    own = named if isinstance(named, Mapping) else {}
+    kept = {key: value for key, value in (config_defaults or {}).items() if key not in own}
+    config_overrides = {**kept, **(config_overrides or {})}
     return _with_overrides(document, Path(path).parent, overrides, config_overrides)
 
 
@@ -318,7 +349,7 @@ def _with_overrides(
     if config_overrides:
         own = data.get("set")
         data["set"] = {**(own if isinstance(own, Mapping) else {}), **config_overrides}
-    return _build(data, document, folder)
+    return _build(data, document, folder, config_overrides or {})
 
 
 def _with_override(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -329,8 +360,13 @@ def _with_override(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]
     return {**data, name: _with_override(dict(section) if isinstance(section, Mapping) else {}, rest, value)}
 
 
-def _build(data: Mapping[str, Any], document: YamlDocument | None, folder: Path | None = None) -> SweepSpec:
-    checker = _Checker(dict(data), document, folder)
+def _build(
+    data: Mapping[str, Any],
+    document: YamlDocument | None,
+    folder: Path | None = None,
+    overridden: Collection[str] = (),
+) -> SweepSpec:
+    checker = _Checker(dict(data), document, folder, overridden)
     spec = checker.check()
     if checker.faults or spec is None:
         raise ConfigError(checker.faults)
@@ -340,8 +376,12 @@ def _build(data: Mapping[str, Any], document: YamlDocument | None, folder: Path 
 class _Checker:
     """Collects the faults of one spec; later checks run as far as earlier ones allow."""
 
-    def __init__(self, data: dict[str, Any], document: YamlDocument | None, folder: Path | None):
+    def __init__(
+        self, data: dict[str, Any], document: YamlDocument | None, folder: Path | None, overridden: Collection[str]
+    ):
+        """`overridden`: keys of `set` that the command line gave."""
         self.data = data
+        self.overridden = overridden
         self.document = document
         self.folder = folder
         self.faults: list[str] = []
@@ -353,18 +393,60 @@ class _Checker:
         base = self._base()
         space = self._space()
         finalists = self._mapping("set", self._mapping("finalists"))
-        if self._settings_fit(("finalists", "set"), finalists) and base is not None:
-            self._merged(base.to_dict(), ("finalists", "set"), finalists)
+        fit = self._settings_fit(("finalists", "set"), finalists)
+        if fit and base is not None:
+            fit = self._merged(base.to_dict(), ("finalists", "set"), finalists) is not None
         if base is not None and space is not None:
             self._feasible(base, space)
+            if self.document is not None:
+                self._searched(base, space)
+                self._not_overridden(space)
+                if fit and finalists:
+                    self._finalists(base, space, finalists)
         self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._accelerator()
         self._sampler(space)
-        self._scheduler()
+        self._scheduler(base, space)
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
         self.faults = list(dict.fromkeys(self.faults))
         return spec
+
+    def _searched(self, base: RunConfig, space: Space) -> None:
+        """Every parameter, and every derived setting, is one that trials can be compared by."""
+        values = {path: value_at(base.to_dict(), path) for path in config_keys()}
+        owners = {("space", name): paths_of(name, parameter) for name, parameter in space.parameters.items()}
+        owners |= {("derive", path): [path] for path in space.derived}
+        for owner, paths in owners.items():
+            found = [list(faults_of_path(path, space.paths, values)) for path in paths]
+            if all(found):  # of several settings that vary together one may do nothing
+                self._fault(owner, None, found[0][0], "leave it out, or see search_spaces/README.md")
+
+    def _not_overridden(self, space: Space) -> None:
+        for key in self.overridden:
+            if key in space.derived:
+                self.faults.append(f"--set {key}: is computed by derive.{key}, so no trial would have this value")
+            for name, parameter in space.parameters.items():
+                if key in paths_of(name, parameter) and not parameter.when:
+                    rule = f"is searched by space.{name}, so no trial would have this value"
+                    self.faults.append(f"--set {key}: {rule}; fix: take it out of the space")
+
+    def _finalists(self, base: RunConfig, space: Space, settings: Mapping[str, Any]) -> None:
+        """`finalists.set` leaves what was searched as it is, and goes together with it."""
+        path = ("finalists", "set")
+        undone = [key for key in settings if key in space.paths]
+        for key in undone:
+            rule = "was chosen by the search, and all finalists would have this value instead"
+            self._fault((*path, key), show(settings[key]), rule, "leave it out")
+        if undone:
+            return
+        for point, config in space.samples(base.to_dict()):
+            try:
+                finalist_of(space, config, settings)
+            except ConfigError as error:
+                rule = f"a trial with {show(point)} could be no finalist: {'; '.join(error.faults)}"
+                self._fault(path, None, rule, "a constraint that keeps such points out, or other settings")
+                return
 
     def _chosen_on_validation(self, base: RunConfig | None, space: Space | None, finalists: Mapping[str, Any]) -> None:
         """Validation items that were learnt cannot say which trial or finalist is the better one."""
@@ -420,7 +502,7 @@ class _Checker:
         before = len(self.faults)
         for key, value in settings.items():
             if key not in config_keys():
-                self._fault((*path, key), None, f"unknown setting{nearest(key, config_keys())}")
+                self._fault((*path, key), None, f"unknown setting{nearest_setting(key)}")
                 continue
             try:
                 setting_value(key, value)
@@ -447,7 +529,8 @@ class _Checker:
             listed = constraints if isinstance(constraints, list) else []
             space = parse_space(self._mapping("space"), listed, self.document, self._mapping("derive"))
             if "evaluation.monitor" in space.paths:
-                self._fault(("space", "evaluation.monitor"), None, "the sweep's metric decides", "use metric:")
+                section = "derive" if "evaluation.monitor" in space.derived else "space"
+                self._fault((section, "evaluation.monitor"), None, "the sweep's metric decides", "use metric:")
             return space
         except ConfigError as error:
             self.faults += error.faults if "space" in self.data else []
@@ -493,6 +576,8 @@ class _Checker:
         for key, kinds in _READ_BY.items():
             if key in sampler and self.document is not None and isinstance(kind, str) and kind not in kinds:
                 self._fault(("sampler", key), None, f"sampler {kind} does not read it; {' and '.join(kinds)} do")
+        if "grid" in sampler and self.document is not None and space is not None and not space.grid:
+            self._fault(("sampler", "grid"), None, "the space has no grid, so it has no order", "leave it out")
         stopping = self._mapping("scheduler").get("type", "none") != "none"
         if kind in ("gp", "nsga2") and stopping:
             rule = f"{kind} learns from trials that run to their end only"
@@ -526,7 +611,7 @@ class _Checker:
             return
         if space.pure_grid:
             # Infeasible points are not counted, so the sweep ends with the grid.
-            self.data["budget"] = {**budget, "trials": len(space.grid_points())}
+            self.data["budget"] = {**budget, "trials": space.num_grid_points()}
         elif all(budget.get(name) is None for name in ("time", "cpu_hours", "gpu_hours", "cost")):
             rule = "a space with sampled settings needs a number of trials, a time, hours or a cost"
             self._fault(("budget",), "no limit", rule, "budget: {trials: 20}")
@@ -547,9 +632,15 @@ class _Checker:
             rule = "no trial has a GPU, so none has one of this type"
             self._fault(("resources", "accelerator_type"), None, rule, "add resources.gpus_per_worker: 1")
 
-    def _scheduler(self) -> None:
+    def _scheduler(self, base: RunConfig | None, space: Space | None) -> None:
         scheduler = self._mapping("scheduler")
         kind = scheduler.get("type", "none")
+        grace = scheduler.get("grace_epochs")
+        if self.document is not None and base is not None and space is not None and isinstance(grace, int):
+            most = max(space.possible_values(base.to_dict(), "train.epochs"), default=grace)
+            if kind in _STOPPING and grace > most:
+                rule = f"no trial has more than {most} epochs, so none would be stopped"
+                self._fault(("scheduler", "grace_epochs"), show(grace), rule, f"at most {most}")
         if self.document is not None and {"grace_epochs", "grace_steps"} <= {*scheduler}:
             rule = "a scheduler counts epochs or steps, not both"
             self._fault(("scheduler", "grace_steps"), None, rule, "leave out one of grace_epochs and grace_steps")

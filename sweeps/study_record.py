@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.journal import LedgerError
+from sweeps.errors import LedgerError
 from sweeps.records import Status, TrialRecord, metric_in, plain, readable
 
 MAX_REASON = 4000
@@ -221,6 +221,11 @@ def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["epoch"])
 
 
+def epochs_of(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """What every epoch reported, in order, with NaN and infinities as numbers."""
+    return [readable(row) for row in rows_of(trial)]
+
+
 def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
     attrs = trial.user_attrs
     result = attrs.get("result", {})
@@ -234,7 +239,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         params=attrs["values"],
         value=trial.values[0] if trial.values else None,
         objectives=dict(zip(objectives, trial.values or [], strict=False)),
-        epochs=[readable(row) for row in rows_of(trial)],
+        epochs=epochs_of(trial),
         seed=attrs["seed"],
         config_hash=attrs["config_hash"],
         duration=result.get("duration"),

@@ -18,7 +18,8 @@ from optuna.study import StudyDirection
 
 from genrec.durable import put
 from sweeps.driver_lock import DriverLock, is_driven
-from sweeps.journal import JOURNAL, LedgerError, damaged, repair_tail
+from sweeps.errors import LedgerError
+from sweeps.journal import JOURNAL, damaged, repair_tail
 from sweeps.ledger_url import POINTER
 from sweeps.mirror import lock_of
 from sweeps.spec import SweepSpec
@@ -76,6 +77,9 @@ class Place(Protocol):
     def write(self, spec: SweepSpec) -> None:
         """Begin the sweep."""
 
+    def remove(self, lock: DriverLock) -> None:
+        """Take back what `write` has begun, and all that was recorded since; `lock` is this sweep's, and held."""
+
     def attach(self) -> None:
         """Make the sweep's folder know where its studies are."""
 
@@ -127,6 +131,10 @@ class JournalPlace:
         storage.create_new_study(directions[:1], FINALISTS)
         storage.set_study_user_attr(search, SPEC, spec.to_dict())
         put(temporary, self._path)
+
+    def remove(self, lock: DriverLock) -> None:
+        """The file: the one thing that makes the folder a sweep's."""
+        lock.delete(JOURNAL)
 
     def attach(self) -> None:
         """Nothing: they are in it."""

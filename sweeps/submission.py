@@ -29,10 +29,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import genrec
 import sweeps
 from genrec.config import recipe_files
-from genrec.errors import InputError
-from genrec.object_store import checked_url, is_url
+from genrec.errors import ExitCode, InputError
+from genrec.object_store import checked_storage, is_url
+from sweeps.cluster_view import PROBE_SECONDS
 from sweeps.environment import environment
-from sweeps.ray_cluster import PROBE_SECONDS
 from sweeps.ray_token import use_token_if_there_is_one, wrong_token
 from sweeps.spec import SweepSpec
 
@@ -48,7 +48,7 @@ RAYS_LOGGERS = (
     "ray._private.runtime_env.packaging",
 )
 "that tell of every upload and closed connection"
-SENTENCE_CODES = (0, 2, 3, 4, 130, 143)
+SENTENCE_CODES = tuple(ExitCode)
 "exit codes of `sweeps run` that say what became of the sweep"
 
 Say = Callable[[str], None]
@@ -65,12 +65,11 @@ class Request:
     pip: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        if is_url(self.storage):
-            checked_url(self.storage)
-        elif not PurePosixPath(self.storage).is_absolute():
+        object.__setattr__(self, "storage", checked_storage(self.storage))
+        if not is_url(self.storage) and not PurePosixPath(self.storage).is_absolute():
             raise InputError(
                 f"--storage {self.storage}: a job works in a folder that is deleted after it; give the absolute path "
-                "of a folder that all nodes of the cluster share, or s3://BUCKET/PREFIX"
+                "of a folder that all nodes of the cluster share, or s3:// or gs://BUCKET/PREFIX"
             )
 
 
@@ -238,15 +237,15 @@ def verdict(job: JobDetails) -> Verdict:
     """What `sweeps run` said as it left, or what happened to it instead. Ray itself calls a stopped job no failure."""
     code, name = job.driver_exit_code, job.submission_id
     if job.status == JobStatus.SUCCEEDED:
-        return Verdict(0, f"{name} is done")
+        return Verdict(ExitCode.DONE, f"{name} is done")
     if code in SENTENCE_CODES:
         return Verdict(code, f"{name} left with exit code {code}")
     if job.status == JobStatus.STOPPED:
-        return Verdict(143, f"{name} was stopped; the same command continues the sweep")
+        return Verdict(ExitCode.TERMINATED, f"{name} was stopped; the same command continues the sweep")
     if code == 1:
         return Verdict(1, f"{name} left with exit code 1: a bug; its log says where")
     how = f"its process ended by {code}" if code is not None else (job.message or "no reason is known").strip()
-    return Verdict(4, f"{name} died: {how}; the same command continues the sweep")
+    return Verdict(ExitCode.ENVIRONMENT, f"{name} died: {how}; the same command continues the sweep")
 
 
 def _mark(request: Request) -> dict[str, str]:

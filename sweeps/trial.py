@@ -83,9 +83,10 @@ def run_trial(
     return result
 
 
-def tracked_sweep(folder: Path) -> TrackedRun:
-    """What the runs of a sweep have in common: their group and folder. They upload nothing while they run."""
-    return TrackedRun("sweep", str(folder.absolute() / TRACKING), group=folder.name, offline=True)
+def tracked_sweep(folder: Path, identity: str | None = None) -> TrackedRun:
+    """What the runs of a sweep have in common: group, folder, `identity` of the sweep. They upload nothing while they
+    run."""
+    return TrackedRun("sweep", str(folder.absolute() / TRACKING), group=folder.name, offline=True, identity=identity)
 
 
 def tracked_trial(sweep: TrackedRun, task_id: str, kind: str, config: RunConfig) -> TrackedRun:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from genrec.cli import printable
 from genrec.durable import write_text
 from genrec.errors import InputError
 from genrec.masking import masked
+from genrec.terminal import printable
 from genrec.tracking import account, require_server
 from genrec.uploads import offline_runs
-from sweeps.leaderboard import counted
+from sweeps.folders import storage_of, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.parameters import Float, Int
 from sweeps.report import FOLDER
@@ -25,6 +25,7 @@ from sweeps.report.document import Block, Commands, Picture, Section, Text, one_
 from sweeps.report.markdown import block_lines
 from sweeps.report.summary import lead, summary
 from sweeps.trial import tracked_sweep
+from sweeps.wording import counted
 
 try:
     from wandb_workspaces import expr
@@ -205,7 +206,8 @@ def upload_advice(ledger: Ledger) -> str | None:
         return None
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     shown = ", ".join(names[:SHOWN]) + more
-    fix = f"sweeps sync {ledger.spec.name} does that"
+    sync = sweeps_command("sync", ledger.folder.name, storage=storage_of(ledger.folder.parent))
+    fix = f"{sync} does that"
     return f"not uploaded yet, so that its panels lack them: {counted(len(names), 'run')} ({shown}); {fix}"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 
@@ -35,6 +36,7 @@ class LedgerNews:
         self._ledger = ledger
         self._epochs: dict[str, int] = {}
         "epochs told, of trials that are known"
+        self._paused: set[str] = set()
         self._ended: set[str] = set()
         self._avoided: set[str] = set()
 
@@ -44,24 +46,34 @@ class LedgerNews:
                 self._avoided.add(node)
                 yield "avoided", node, {"reason": reason}
         for record in self._ledger.trials():
-            if record.status not in ("running", *ENDED) or record.duplicate_of is not None:
+            is_paused = record.status == "waiting" and bool(record.epochs)
+            if record.duplicate_of is not None or not (is_paused or record.status in ("running", *ENDED)):
                 continue
-            yield from self._start(record.id, record.started)
-            for row in record.epochs[self._epochs[record.id] :]:
-                yield "report", record.id, row
-            self._epochs[record.id] = len(record.epochs)
+            yield from self._progress(record.id, record.started, record.epochs, runs=record.status == "running")
+            if is_paused and record.id not in self._paused:
+                epoch = record.epochs[-1]["epoch"]
+                self._paused.add(record.id)
+                yield "paused", record.id, {"epoch": epoch, "reason": f"paused at epoch {epoch}"}
             facts = {"reason": record.reason, "duration": record.duration, "reused": record.reused}
             yield from self._end(record.id, {"status": record.status, **facts})
         for run in self._ledger.finalist_runs():
             task_id = finalist_id(run.finalist, run.seed)
-            yield from self._start(task_id, None)
+            yield from self._progress(task_id, None, run.epochs, runs=True)
             yield from self._end(task_id, {**run.result, "status": run.status})
 
-    def _start(self, task_id: str, when: datetime | None) -> Iterator[Event]:
-        if task_id not in self._epochs:
-            self._epochs[task_id] = 0
-            ago = 0.0 if when is None else max(0.0, time.time() - when.timestamp())
-            yield "started", task_id, {"ago": ago}
+    def _progress(
+        self, task_id: str, started: datetime | None, epochs: Sequence[dict[str, Any]], *, runs: bool
+    ) -> Iterator[Event]:
+        """Its start, also the one after a pause, and its epochs since the last time."""
+        told = self._epochs.get(task_id)
+        if told is None:
+            yield "started", task_id, {"ago": 0.0 if started is None else max(0.0, time.time() - started.timestamp())}
+        elif task_id in self._paused and (runs or len(epochs) > told):
+            self._paused.discard(task_id)
+            yield "started", task_id, {}
+        for row in epochs[told or 0 :]:
+            yield "report", task_id, row
+        self._epochs[task_id] = len(epochs)
 
     def _end(self, task_id: str, data: dict[str, object]) -> Iterator[Event]:
         if data["status"] in ENDED and task_id not in self._ended:

@@ -51,6 +51,26 @@ def test_one_module_alone_knows_each_part_of_ray(package):
     assert importers(package) == {f"sweeps/{package.replace('.', '_')}.py"}
 
 
+RAY = {
+    f"sweeps/{name}.py"
+    for name in (
+        "cluster_view",
+        "demand",
+        "preflight",
+        "ray_cluster",
+        "ray_token",
+        "ray_train",
+        "ray_tune",
+        "reservations",
+        "submission",
+    )
+}
+
+
+def test_only_the_modules_that_the_readme_names_know_ray():
+    assert importers("ray") == RAY
+
+
 LEDGER = {
     f"sweeps/{name}.py"
     for name in ("ledger", "database", "finalist_queue", "proposer", "sampling", "study_record", "study_storage")
@@ -85,7 +105,11 @@ def test_the_layers_of_the_library_point_down():
     for folder, forbidden in above.items():
         for package in forbidden:
             assert importers(package, folder) == set(), package
-    assert importers("genrec.cli", "genrec/") == {"genrec/trainers/launch.py"}  # when a trainer is run as a program
+
+
+def test_a_command_line_is_nobodys_library():
+    assert importers("sweeps.cli") == set()
+    assert importers("genrec.cli") == {"genrec/trainers/launch.py"}  # when a trainer is run as a program
 
 
 # ------------------------------------------------------------------- calls

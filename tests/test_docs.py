@@ -74,3 +74,27 @@ def test_every_dependency_has_a_reason() -> None:
     for line in re.findall(r'^ {4}"[A-Za-z].*$', text, re.M):
         if re.search(r'"[A-Za-z][\w.\[\],-]*(?:[<>=!~][^"]*)?",', line) and ">" in line:
             assert "# " in line, line
+
+
+def test_every_module_has_its_place_in_the_layout() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = re.split(r"^(?=\w+/ )", text.partition("## Layout")[2].partition("```\n\n")[0], flags=re.M)
+    for package in GROUPS:
+        [room] = [room for room in rooms if room.startswith(f"{package}/ ")]
+        named = set(re.findall(r"\w+\.py", room))
+        there = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
+        assert named == there, package
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_waits_for_its_values(page: Path) -> None:
+    """In a row something stands beside its first cell, and below a column's name something in some row."""
+    for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(encoding="utf-8"), re.M):
+        head, _, *rows = (cells(row) for row in table.splitlines())
+        assert [row[0] for row in rows if len(row) > 1 and row[0] and not any(row[1:])] == [], head
+        columns = zip(head, *rows, strict=True)
+        assert [name for name, *values in columns if name and values and not any(values)] == [], head

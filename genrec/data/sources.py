@@ -20,7 +20,6 @@ from genrec.data.filtering import InteractionRows, split_in_time, to_interaction
 from genrec.data.interactions import DataError, Interactions
 from genrec.data.movielens import movielens_files, read_movielens
 from genrec.data.sequential import read_sequential, sequential_files
-from genrec.data.synthetic import make_synthetic
 from genrec.data.tables import read_table, table_files
 from genrec.settings import DatasetConfig
 
@@ -40,6 +39,8 @@ class Source:
 
 
 def _synthetic_rows(config: DatasetConfig, folder: Path) -> InteractionRows:
+    from genrec.data.synthetic import make_synthetic  # imports torch
+
     data = make_synthetic(config.synthetic)
     user_n = np.repeat(np.arange(len(data), dtype=np.int32), data.lengths)
     return InteractionRows(data.users, data.catalogue, user_n, data.items, data.timestamps)

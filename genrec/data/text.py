@@ -16,7 +16,6 @@ import numpy as np
 
 from genrec.data.interactions import DataError, Items
 from genrec.data.lines import TEXT_TEMPLATE
-from genrec.data.lsa import Lsa
 from genrec.settings import EmbeddingsConfig
 
 WEIGHTS_AND_SETTINGS = {".safetensors", ".bin", ".json", ".txt", ".model"}
@@ -37,6 +36,8 @@ def embed_items(items: Items, config: EmbeddingsConfig, base: str | Path | None 
         return _load_vectors(items, Path(base or ".") / str(config.path))
     if config.encoder == "sentence_transformer":
         return _encode_sentences(items, config)
+    from genrec.data.lsa import Lsa  # imports torch
+
     return Lsa.fit(items.texts, config.dim)[1]
 
 

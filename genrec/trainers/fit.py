@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genrec.data.batches import Step
-from genrec.errors import InputError
+from genrec.errors import ExitCode, InputError
 from genrec.modules.optimizers import rate_factor
 from genrec.progress import OnStep, TrainingStep, training_progress
 from genrec.ranks import rank_and_world, sum_over_ranks
@@ -32,6 +32,8 @@ Report = Callable[[dict[str, Any]], None]
 
 class NonFiniteLoss(InputError, ArithmeticError):
     """The loss became NaN or infinite; the message names epoch and step."""
+
+    exit_code = ExitCode.FAILED
 
 
 class Batches(Protocol):

@@ -1,6 +1,7 @@
 """What a training run keeps on disk: its last two checkpoints, and `metrics.jsonl` with one row an epoch.
 
-Only the first rank writes; every rank reads, so the folder must be one that all of them see.
+Only the first rank reads and writes the folder, and sends what it has read to the others: they need not see it, and
+where they do (a shared folder, whose listings each node keeps for a while) they might see another checkpoint as newest.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from genrec.checkpoint import latest_generation, save_generation
-from genrec.errors import InputError
-from genrec.ranks import rank_and_world, sum_over_ranks
+from genrec.checkpoint import CheckpointError, latest_generation, save_generation
+from genrec.ranks import from_first_rank, rank_and_world
 from genrec.trainers.stepping import Stepper
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,11 @@ class RunFolder:
 
     def resume(self, model: nn.Module, stepper: Stepper, fitted: Fitted) -> tuple[int, int]:
         """Load the newest whole checkpoint into all parts; returns the epochs and optimizer steps that are done."""
-        found = latest_generation(self.path, logger.warning) if self.path else None
-        epoch = found[1]["epoch"] if found else 0
-        _same_on_all_ranks(epoch, self.path)
+        found = _from_first_rank(self.path) if self.path else None
         if found is None:
             return 0, 0
         tensors, facts = found
+        epoch = facts["epoch"]
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, key = name.partition(":")
@@ -91,7 +91,23 @@ def _circumstances() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "world": rank_and_world()[1], "torch": torch.__version__}
 
 
-def _same_on_all_ranks(epoch: int, path: Path | None) -> None:
-    rank, world = rank_and_world()
-    if sum_over_ranks([epoch, epoch * epoch]) != [epoch * world, epoch * epoch * world]:
-        raise InputError(f"rank {rank} found the checkpoint of epoch {epoch} in {path}, another rank that of another")
+def _from_first_rank(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and facts of the newest whole checkpoint that the first rank finds; every rank must ask. Where all that
+    it finds are damaged, every rank raises `CheckpointError`."""
+    is_first, tensors = rank_and_world()[0] == 0, {}
+    said: dict[str, Any] = {}
+    if is_first:
+        try:
+            found = latest_generation(path, logger.warning)
+        except CheckpointError as error:
+            said = {"error": str(error)}
+        else:
+            tensors, facts = found or ({}, None)
+            said = {"facts": facts}
+    said = json.loads(from_first_rank(json.dumps(said).encode()))
+    if "error" in said:
+        raise CheckpointError(said["error"])
+    if said["facts"] is None:
+        return None
+    data = from_first_rank(save(tensors) if is_first and rank_and_world()[1] > 1 else b"")
+    return tensors if is_first else load(data), said["facts"]

@@ -19,10 +19,10 @@ from genrec.pipeline import open_ids, open_interactions
 from genrec.semantic_ids import MAX_COLLISION_RATE, MIN_USAGE, SemanticIds
 from sweeps.finalists import winning_run
 from sweeps.folders import artifact_store
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import as_json, label
+from sweeps.wording import counted
 
 MAX_NODES = 3000
 "of the tree of semantic IDs"

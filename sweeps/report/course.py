@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 from genrec.pipeline import STAGES
 from sweeps.cluster_use import SIZES, busy_line
 from sweeps.finalists import finalist_name
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.plan import read_plan
 from sweeps.plan_outcome import planned_against_actual
@@ -21,6 +20,7 @@ from sweeps.records import TrialRecord
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
 from sweeps.report.figures import STATUS_COLOURS, as_json, label
 from sweeps.stopping import rules_in_words, stopped_by
+from sweeps.wording import counted
 
 MAX_ROWS = 200
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from genrec.cli import printable
-from sweeps.leaderboard import plus_minus
+from genrec.terminal import printable
+from sweeps.wording import plus_minus
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from genrec.cli import printable
+from genrec.terminal import printable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

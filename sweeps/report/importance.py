@@ -18,9 +18,9 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
+from sweeps.wording import counted
 
 MIN_TRIALS = 10
 "fewer trials say nothing about parameters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from genrec.cli import printable
+from genrec.terminal import printable
 from sweeps.report.document import Block, Cell, Commands, Document, Picture, Table, Text, one_line, shown
 
 MAX_ROWS = 25

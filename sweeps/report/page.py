@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from genrec.cli import printable
+from genrec.terminal import printable
 from sweeps.report.document import Commands, Document, Picture, Table, Text, is_number, shown, sort_key
 
 LONG = 40

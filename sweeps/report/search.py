@@ -11,12 +11,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial
 from plotly.colors import sample_colorscale
 
-from sweeps.leaderboard import counted
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar
 from sweeps.report.figures import BEST_COLOUR, STATUS_COLOURS, as_json, joined, label, rounded
 from sweeps.report.importance import Comparable, Importance, comparable_trials, measure_importance, new_study
+from sweeps.wording import counted
 
 MAX_ROWS = 1000
 MAX_POINTS = 30_000

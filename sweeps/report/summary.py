@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from sweeps.differences import differing_settings
 from sweeps.finalists import best_config, failed_seeds, metric_per_user
-from sweeps.folders import artifact_store, storage_of
-from sweeps.leaderboard import example_history, in_order
+from sweeps.folders import artifact_store, storage_of, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.plan_text import duration_text
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
 from sweeps.significance import seeds_in_words
 from sweeps.status import sweep_status
+from sweeps.wording import example_history, in_order
 
 
 def summary(ledger: Ledger, report: Path) -> list[Section]:
@@ -192,20 +192,19 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Commands:
     """How to go on, repeat, train and recommend; `sweep.yaml` and `best.yaml` lie beside the report."""
-    folder, name = ledger.folder, ledger.spec.name
-    storage = "" if folder.parent == Path("runs") else f" --storage {quote(storage_of(folder.parent))}"
-    store = quote(artifact_store(folder.parent).address)
-    files = {file: quote(str(report / file)) for file in ("sweep.yaml", "best.yaml")}
-    lines = [("repeat the sweep", f"sweeps run {files['sweep.yaml']} --name {name}-again{storage}")]
+    folder, name = ledger.folder, ledger.folder.name
+    storage, store = storage_of(folder.parent), artifact_store(folder.parent).address
+    file, best, bundle = (str(path) for path in (report / "sweep.yaml", report / "best.yaml", folder / "bundle"))
+    lines = [("repeat the sweep", sweeps_command("run", file, "--name", f"{name}-again", storage=storage))]
     if status["winner"]:
-        bundle = quote(str(folder / "bundle"))
+        recommend = ["genrec", "recommend", bundle, "--history", _history(folder), "-k", "10"]
         lines += [
-            ("train the winner again", f"genrec train {files['best.yaml']} --store {store}"),
-            ("recommend with the winner", f"genrec recommend {bundle} --history {quote(_history(folder))} -k 10"),
+            ("train the winner again", shlex.join(["genrec", "train", best, "--store", store])),
+            ("recommend with the winner", shlex.join(recommend)),
         ]
     else:
-        lines.append(("continue the sweep", f"sweeps resume {name}{storage}"))
-    return Commands([*lines, ("see where it is", f"sweeps status {name}{storage}")])
+        lines.append(("continue the sweep", sweeps_command("resume", name, storage=storage)))
+    return Commands([*lines, ("see where it is", sweeps_command("status", name, storage=storage))])
 
 
 def _history(folder: Path) -> str:

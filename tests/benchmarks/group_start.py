@@ -18,9 +18,10 @@ from typing import Any
 
 import ray
 
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task
+from sweeps.resources import Resources
 
 Report = Callable[[Mapping[str, Any]], None]
 

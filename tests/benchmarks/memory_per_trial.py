@@ -30,9 +30,10 @@ from genrec.artifacts import ArtifactStore
 from genrec.config import RunConfig, load_config
 from genrec.pipeline import run_pipeline
 from sweeps.costs import quantity
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task
+from sweeps.resources import Resources
 
 MB = 1e6
 SAMPLED_EVERY = 0.25

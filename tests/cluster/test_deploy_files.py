@@ -74,6 +74,17 @@ def test_cloud_workers_are_spot_and_come_and_go_with_the_work(path: Path) -> Non
         assert "spot" in json.dumps(node["node_config"]).lower()
 
 
+def test_workers_on_google_cloud_say_what_ray_does_not_find_out_there() -> None:
+    """Ray's provider fills in memory and type of GPU on AWS alone; no node comes for what no type is known to have."""
+    [config] = documents(CLUSTER / "gcp.yaml")
+    head = config["available_node_types"].pop(config["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    for node in config["available_node_types"].values():
+        has = node["resources"]
+        assert has["memory"] > 2**30 * has["CPU"]
+        assert ("GPU" in has) is any(name.startswith("accelerator_type:") for name in has)
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_a_manifest_is_valid_by_kuberays_own_schema(path: Path) -> None:
     folder = next((folder for folder in CRDS if folder.is_dir()), None)

@@ -66,6 +66,22 @@ def test_what_an_abandoned_build_left_can_be_discarded(tmp_path):
     assert (folder / DONE).exists()
 
 
+def test_what_another_process_is_building_is_not_discarded(tmp_path):
+    """The driver of one sweep discards its stopped trial's TIGER while a trial of another sweep builds the same key."""
+    store, worker = ArtifactStore(tmp_path / "store"), start("killed", tmp_path, "a")
+    half = store.part("tiger", "k") / "half"
+    wait_for(half)
+    assert not store.discard("tiger", "k")
+    assert half.exists()
+    (tmp_path / "die").touch()
+    worker.communicate(timeout=60)
+    lock = store.root / ".tiger-k.lock"
+    before = lock.stat().st_ino
+    assert store.discard("tiger", "k")
+    assert not store.part("tiger", "k").exists()
+    assert lock.stat().st_ino == before, "who waits for the lock and who comes later must meet at one file"
+
+
 def start(role: str, root: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, __file__, role, str(root), name], stdout=subprocess.PIPE, text=True)
 

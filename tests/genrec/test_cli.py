@@ -20,12 +20,14 @@ import yaml
 from click.testing import CliRunner, Result
 
 from genrec.checkpoint import CheckpointError
-from genrec.cli import Commands, main, printable, train_from_file
+from genrec.cli import main, train_from_file
 from genrec.config import recipe_files, schema_text
 from genrec.errors import InputError
 from genrec.inspection_page import write_page
 from genrec.pipeline import stage_keys
 from genrec.recommender import Recommender
+from genrec.terminal import Commands, printable
+from genrec.trainers.fit import NonFiniteLoss
 
 
 def call(*arguments: object) -> Result:
@@ -334,15 +336,11 @@ def failing():
     return end
 
 
-class Diverged(InputError, ArithmeticError):
-    """As training raises it."""
-
-
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (InputError("one\ntwo"), 2, "error: one\nerror: two\n"),
-        (Diverged("the loss is nan"), 3, "error: the loss is nan\n"),
+        (NonFiniteLoss("the loss is nan"), 3, "error: the loss is nan\n"),
         (PermissionError(13, "Permission denied", "x"), 4, "error: [Errno 13] Permission denied: 'x'\n"),
         (
             KeyboardInterrupt(),

@@ -483,13 +483,17 @@ def run_killed_often(folder: Path) -> None:
 
 def one_rank(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    # The second rank starts from other weights: it must take those of the first.
-    model, _ = train(
-        make_model(seed=rank, dropout=0.0).double(),
-        folder=folder / "checkpoints",
-        batches=make_batches(**TOGETHER),
-    )
+    # The second rank starts from other weights: it must take those of the first. It is on another node, without the
+    # first one's folder: what it goes on from comes from the first as well.
+    here = folder / ("checkpoints" if rank == 0 else "of-another-node")
+    model, _ = train(make_model(seed=rank, dropout=0.0).double(), folder=here, batches=make_batches(**TOGETHER))
+    if rank == 0:
+        shutil.rmtree(generations(here)[-1])
     assert sum_over_ranks([rank, 1]) == [1, 2]
+    again, fitted = train(make_model(seed=rank, dropout=0.0).double(), folder=here, batches=make_batches(**TOGETHER))
+    assert [row["epoch"] for row in fitted.rows] == list(range(1, EPOCHS + 1))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
     save_file(model.state_dict(), folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 

@@ -16,6 +16,10 @@ from genrec.masking import masked, masked_command
         ({"api_key": "x", "epochs": 3, "lr": 0.1, "on": True, "none": None}, {"api_key": "***", "epochs": 3}),
         ({"wandb": {"Token": "x"}}, {"wandb": {"Token": "***"}}),
         ({"urls": ["https://me:pw@host/a", "https://host/b"]}, {"urls": ["https://***@host/a", "https://host/b"]}),
+        (
+            {"ledger": "mysql://me@host/db?passwd=a&charset=utf8"},
+            {"ledger": "mysql://***@host/db?passwd=***&charset=utf8"},
+        ),
         ({"note": "the key is KEYKEYKEY"}, {"note": "the key is ***"}),
         ({"num_item_embeddings": 256, "sem_id_dim": 3}, {"num_item_embeddings": 256, "sem_id_dim": 3}),
     ],

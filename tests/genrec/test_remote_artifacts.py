@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from genrec import lease, object_store, remote_artifacts
+from genrec import lease, object_backend, remote_artifacts
 from genrec.artifacts import CHECKPOINTS, DONE, open_store
 from genrec.object_store import ObjectStore, StorageError
 from genrec.remote_artifacts import CLAIM, RemoteArtifactStore
@@ -36,18 +36,18 @@ def latest(folder: Path) -> int:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(object_backend, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote_artifacts, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(remote_artifacts, "BEAT", 0.2)
     monkeypatch.setattr(remote_artifacts, "EXPIRY", 3.0)
 
 
-def other_node(s3: str, name: str, monkeypatch: pytest.MonkeyPatch) -> RemoteArtifactStore:
+def other_node(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> RemoteArtifactStore:
     """The store as another node sees it; from now on this process takes itself for one there."""
     monkeypatch.setenv("GENREC_CACHE", os.environ["GENREC_CACHE"] + name)
-    place = {"host": name, "boot_id": name, "pid_namespace": 1}
-    monkeypatch.setattr(lease, "_this_place", lambda: place)
-    return RemoteArtifactStore(s3)
+    machine = {"host": name, "boot_id": name, "pid_namespace": 1}
+    monkeypatch.setattr(lease, "_this_place", lambda: machine)
+    return RemoteArtifactStore(place)
 
 
 def build_number(folder: Path) -> dict[str, int]:
@@ -64,50 +64,50 @@ def fetched(folder: Path) -> str:
     return (folder / "deep" / "number").read_text()
 
 
-def test_an_artifact_is_built_once_of_all_nodes_and_copied_once_to_each(s3: str, monkeypatch, s3_server: Any):
-    store = open_store(s3)
-    assert store.address == s3
+def test_an_artifact_is_built_once_of_all_nodes_and_copied_once_to_each(place: str, monkeypatch, object_server: Any):
+    store = open_store(place)
+    assert store.address == place
     assert not store.has("tokenizer", "k1")
     folder, built = store.ensure("tokenizer", "k1", build_number, pytest.fail)
     assert built
     assert folder == store.path("tokenizer", "k1")
-    other = other_node(s3, "b", monkeypatch)
+    other = other_node(place, "b", monkeypatch)
     assert other.has("tokenizer", "k1")
     copy, built = other.ensure("tokenizer", "k1", never, pytest.fail)
     assert (fetched(copy), built) == ("7", False)
     assert copy != folder
-    s3_server.fail({"kind": "403"})  # nobody is asked for what is here
+    object_server.fail({"kind": "403"})  # nobody is asked for what is here
     assert other.ensure("tokenizer", "k1", never, pytest.fail) == (copy, False)
-    assert s3_server.faults_left() != []
-    s3_server.fail()
-    third = other_node(s3, "c", monkeypatch)
+    assert object_server.faults_left() != []
+    object_server.fail()
+    third = other_node(place, "c", monkeypatch)
     assert fetched(third.path("tokenizer", "k1")) == "7"  # opened without asking whether it is there
     assert not third.path("tokenizer", "k2").exists()
     assert '"items": 7' in (third.path("tokenizer", "k1") / DONE).read_text()
-    assert sorted(ObjectStore(s3).folders()) == ["tokenizer-k1"]
-    assert len(ObjectStore(s3).names()) == 2, "DONE and the one file: no claim is left"
+    assert sorted(ObjectStore(place).folders()) == ["tokenizer-k1"]
+    assert len(ObjectStore(place).names()) == 2, "DONE and the one file: no claim is left"
 
 
-def test_a_torn_upload_is_never_seen_as_finished(s3: str, monkeypatch, s3_server: Any):
-    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
+def test_a_torn_upload_is_never_seen_as_finished(place: str, monkeypatch, object_server: Any):
+    monkeypatch.setattr(object_backend, "ATTEMPTS", 1)
     for name in ("number", DONE):
-        s3_server.fail({"kind": "503", "method": "PUT", "name": name})
-        with pytest.raises(StorageError, match="SlowDown"):
-            RemoteArtifactStore(s3).ensure("tokenizer", name, build_number, pytest.fail)
-        other = other_node(s3, name, monkeypatch)
+        object_server.fail({"kind": "503", "method": "PUT", "name": name})
+        with pytest.raises(StorageError, match="503|SlowDown"):
+            RemoteArtifactStore(place).ensure("tokenizer", name, build_number, pytest.fail)
+        other = other_node(place, name, monkeypatch)
         assert not other.has("tokenizer", name)
         assert not other.path("tokenizer", name).exists()
         folder, built = other.ensure("tokenizer", name, build_number, pytest.fail)
         assert (fetched(folder), built) == ("7", True)
 
 
-def test_a_copy_that_was_damaged_on_its_way_is_fetched_again_and_otherwise_refused(s3: str, monkeypatch):
-    store = RemoteArtifactStore(s3)
+def test_a_copy_that_was_damaged_on_its_way_is_fetched_again_and_otherwise_refused(place: str, monkeypatch):
+    store = RemoteArtifactStore(place)
     store.ensure("tokenizer", "k", build_number, pytest.fail)
     [name] = [name for name in store.objects.names() if name.endswith("number")]
     store.objects.write(name, b"8")
-    other = other_node(s3, "b", monkeypatch)
-    with pytest.raises(StorageError, match=rf"{s3}/{name}: damaged"):
+    other = other_node(place, "b", monkeypatch)
+    with pytest.raises(StorageError, match=rf"{place}/{name}: damaged"):
         other.path("tokenizer", "k")
     assert not other.has("tokenizer", "k") or not (other._final("tokenizer", "k") / DONE).exists()
     store.objects.write(name, b"7")
@@ -115,24 +115,26 @@ def test_a_copy_that_was_damaged_on_its_way_is_fetched_again_and_otherwise_refus
 
 
 @pytest.mark.parametrize("kind", ["500", "409", "412", "closed", "lost", "slow"])
-def test_faults_of_the_store_for_moments_leave_one_whole_artifact(s3: str, s3_server: Any, monkeypatch, kind: str):
-    monkeypatch.setattr(object_store, "READ_SECONDS", 1.0)
-    s3_server.fail(*[{"kind": kind, "method": "PUT", "name": name} for name in (CLAIM, "number", DONE)])
-    store = RemoteArtifactStore(s3)
+def test_faults_of_the_store_for_moments_leave_one_whole_artifact(
+    place: str, object_server: Any, monkeypatch, kind: str
+):
+    monkeypatch.setattr(object_backend, "READ_SECONDS", 1.0)
+    object_server.fail(*[{"kind": kind, "method": "PUT", "name": name} for name in (CLAIM, "number", DONE)])
+    store = RemoteArtifactStore(place)
     if kind == "412":  # a file's upload has no condition, so this is no answer that a store gives
-        s3_server.fail({"kind": kind, "method": "PUT", "name": CLAIM})
+        object_server.fail({"kind": kind, "method": "PUT", "name": CLAIM})
     folder, built = store.ensure("tokenizer", "k", build_number, lambda text: None)
     assert (fetched(folder), built) == ("7", True)
-    assert fetched(other_node(s3, "b", monkeypatch).path("tokenizer", "k")) == "7"
-    assert s3_server.faults_left() == []
+    assert fetched(other_node(place, "b", monkeypatch).path("tokenizer", "k")) == "7"
+    assert object_server.faults_left() == []
 
 
-def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_checkpoint(s3: str, monkeypatch):
+def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_checkpoint(place: str, monkeypatch):
     def stop(folder: Path) -> dict[str, int]:
         save(folder, 1)
         raise SystemExit(0)  # as a trial that is paused
 
-    store = RemoteArtifactStore(s3)
+    store = RemoteArtifactStore(place)
     with pytest.raises(SystemExit):
         store.ensure("tiger", "k", stop, pytest.fail)
     assert not store.has("tiger", "k")
@@ -141,7 +143,7 @@ def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_chec
         save(folder, latest(folder) + 1)
         raise SystemExit(0)
 
-    other = other_node(s3, "b", monkeypatch)
+    other = other_node(place, "b", monkeypatch)
     with pytest.raises(SystemExit):
         other.ensure("tiger", "k", go_on, pytest.fail)
 
@@ -154,32 +156,36 @@ def test_a_build_that_is_stopped_is_continued_on_another_node_from_its_last_chec
     assert {Path(name).name for name in store.objects.names()} == {DONE, "1-number"}
 
 
-def test_checkpoints_that_did_not_reach_the_store_are_continued_on_their_own_node(s3: str, s3_server: Any, monkeypatch):
+def test_checkpoints_that_did_not_reach_the_store_are_told_of_and_continued_on_their_own_node(
+    place: str, object_server: Any, monkeypatch, caplog: pytest.LogCaptureFixture
+):
     def fail(folder: Path) -> dict[str, int]:
         save(folder, 1)
-        wait_until(lambda: any("manifest" in name for name in ObjectStore(s3).names()))
-        s3_server.fail(*[{"kind": "403", "method": "PUT", "name": "tensors"}] * 100)
+        wait_until(lambda: any("manifest" in name for name in ObjectStore(place).names()))
+        object_server.fail(*[{"kind": "403", "method": "PUT", "name": "tensors"}] * 100)
         save(folder, 2)
+        wait_until(lambda: "cannot copy checkpoints of tiger-" in caplog.text)
         raise OSError("killed")
 
     def look(folder: Path) -> dict[str, int]:
         return {"epochs": latest(folder)}
 
     for key, expected in (("a", 2), ("b", 1)):
+        caplog.clear()
         with pytest.raises(OSError, match="killed"):
-            RemoteArtifactStore(s3).ensure("tiger", key, fail, pytest.fail)
-        s3_server.fail()
-        store = RemoteArtifactStore(s3) if key == "a" else other_node(s3, "b", monkeypatch)
+            RemoteArtifactStore(place).ensure("tiger", key, fail, pytest.fail)
+        object_server.fail()
+        store = RemoteArtifactStore(place) if key == "a" else other_node(place, "b", monkeypatch)
         folder, _ = store.ensure("tiger", key, look, pytest.fail)
         assert f'"epochs": {expected}' in (folder / DONE).read_text()
 
 
-def test_an_abandoned_build_is_discarded_with_its_checkpoints(s3: str):
+def test_an_abandoned_build_is_discarded_with_its_checkpoints(place: str):
     def fail(folder: Path) -> dict[str, int]:
         save(folder, 1)
         raise OSError("disk full")
 
-    store = RemoteArtifactStore(s3)
+    store = RemoteArtifactStore(place)
     with pytest.raises(OSError, match="disk full"):
         store.ensure("tiger", "k", fail, pytest.fail)
     assert len(store.objects.names()) == 3  # the claim, tensors and manifest
@@ -189,13 +195,30 @@ def test_an_abandoned_build_is_discarded_with_its_checkpoints(s3: str):
     store.discard("tiger", "never")
     store.ensure("tiger", "k", build_number, pytest.fail)
     store.discard("tiger", "k")
-    assert RemoteArtifactStore(s3).has("tiger", "k")
+    assert RemoteArtifactStore(place).has("tiger", "k")
 
 
-def test_a_checkpoint_is_uploaded_while_the_build_goes_on_and_never_half_of_one(s3: str):
+def test_what_is_being_built_here_or_on_another_node_is_not_discarded(place: str, monkeypatch):
+    store = RemoteArtifactStore(place)
+
+    def build(folder: Path) -> dict[str, int]:
+        save(folder, 1)
+        wait_until(lambda: any("manifest" in name for name in store.objects.names()))
+        before = store.objects.names()
+        assert not RemoteArtifactStore(place).discard("tiger", "k")
+        with monkeypatch.context() as elsewhere:
+            assert not other_node(place, "b", elsewhere).discard("tiger", "k")
+        assert store.objects.names() == before
+        return {"epochs": latest(folder)} | build_number(folder)
+
+    _, built = store.ensure("tiger", "k", build, pytest.fail)
+    assert built
+
+
+def test_a_checkpoint_is_uploaded_while_the_build_goes_on_and_never_half_of_one(place: str):
     from genrec.checkpoint import save_generation
 
-    objects, seen = ObjectStore(s3), []
+    objects, seen = ObjectStore(place), []
 
     def build(folder: Path) -> dict[str, int]:
         half = folder / CHECKPOINTS / "00000001.partial"
@@ -210,7 +233,7 @@ def test_a_checkpoint_is_uploaded_while_the_build_goes_on_and_never_half_of_one(
         wait_until(lambda: sum("manifest" in name for name in objects.names()) == 2)
         return {}
 
-    RemoteArtifactStore(s3).ensure("tiger", "k", build, pytest.fail)
+    RemoteArtifactStore(place).ensure("tiger", "k", build, pytest.fail)
     assert seen == [[]]
 
 

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +78,11 @@ def test_figures_of_the_run_and_its_files_reach_every_tracker(tmp_path):
     assert (kept.summary, kept.kept) == ({"health/collision_rate": 0.25}, [(tmp_path, "bundle")])
 
 
+def test_a_sweep_that_is_made_anew_under_its_old_name_does_not_go_on_with_the_old_runs():
+    first, second = (TrackedRun("trial-0001", "x", group="s", identity=identity) for identity in ("a", "b"))
+    assert first.id_in("p") != second.id_in("p")
+
+
 def test_a_run_is_named_by_project_group_and_name_alone(tmp_path):
     run = TrackedRun("trial-0001", str(tmp_path), group="s")
     assert run.id_in("p") == TrackedRun("trial-0001", "/elsewhere", group="s", job_type="trial").id_in("p")
@@ -131,14 +135,25 @@ def test_a_tracker_that_fails_says_so_once_and_disturbs_no_other(caplog):
     assert len(kept.written) == 5
 
 
-def test_a_tracker_that_never_answers_costs_no_time(monkeypatch, caplog):
+def test_a_tracker_that_never_answers_is_waited_for_once_and_not_opened_again(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.1)
-    started = time.monotonic()
-    with caplog.at_level(logging.WARNING), Tracker([_Threaded("stuck", Stuck())]) as tracker:
+    monkeypatch.setattr(tracking, "_stuck", set())
+    monkeypatch.setattr(tracking, "TensorBoardRun", lambda folder: Stuck())
+    pytest.importorskip("tensorboard")
+    run = TrackedRun("run", str(tmp_path))
+    with caplog.at_level(logging.WARNING), open_tracker(TrackingConfig(tensorboard=True), run, {}) as tracker:
         for number in range(1000):
             tracker.log({"loss": 1.0}, number)
-    assert time.monotonic() - started < 5
-    assert caplog.messages == ["stuck does not answer; going on without it"]
+    assert caplog.messages == ["TensorBoard does not answer; this process goes on without it"]
+    assert not open_tracker(TrackingConfig(tensorboard=True), run, {})
+
+
+def test_trials_of_a_sweep_wait_for_a_tracker_no_longer_than_ten_seconds(tmp_path):
+    pytest.importorskip("tensorboard")
+    config = TrackingConfig(tensorboard=True)
+    for offline, seconds in ((True, 10.0), (False, 60.0)):
+        with open_tracker(config, TrackedRun("run", str(tmp_path), offline=offline), {}) as tracker:
+            assert [one._finish_seconds for one in tracker._trackers] == [seconds]
 
 
 def test_tensorboard_gets_steps_and_epochs(tmp_path):

@@ -23,5 +23,5 @@ def work(queue: Any, store: ArtifactStore, faulty: Mapping[str, str] | None = No
         def launch(loop: Callable[..., None], argument: dict[str, Any], report: Callable[..., None] = report) -> None:
             loop(argument, report)
 
-        result = run_trial(task.payload, report, launch, store=str(store.root))
+        result = run_trial(task.payload, report, launch, store=store.address)
         queue.finish(task.id, "completed", result | {"node": "here", "duration": 0.1})

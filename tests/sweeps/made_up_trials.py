@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from genrec.config import validate_config
 from sweeps.finalists import (
     current_runs,
     note_plan,
@@ -23,6 +24,7 @@ from sweeps.finalists import (
     without_result,
 )
 from sweeps.ledger import FinalistQueue, Ledger
+from sweeps.model_key import model_key
 from sweeps.spec import SweepSpec, load_spec
 
 SAMPLED = """
@@ -75,7 +77,8 @@ def score(config: dict[str, Any], epoch: int) -> float:
 def run_one(ledger: Ledger, task: Any, status: str = "completed") -> None:
     for epoch in (1, 2):
         ledger.report(task.id, {"epoch": epoch, "ndcg@10": score(task.payload["config"], epoch)})
-    ledger.finish(task.id, status, {"duration": 1.5, "node": "n1"})
+    artifacts = {"tiger": model_key(validate_config(task.payload["config"]))}
+    ledger.finish(task.id, status, {"duration": 1.5, "node": "n1", "artifacts": artifacts})
 
 
 def drive(ledger: Ledger, concurrency: int = 1, seed: int = 0) -> list[str]:

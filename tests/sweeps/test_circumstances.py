@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -94,4 +95,55 @@ def test_a_checkout_is_named_by_commit_and_by_what_is_not_committed(tmp_path: Pa
     assert len(clean["commit"]) == 40
     assert clean["difference"] is None
     (tmp_path / "__init__.py").write_text("two\n")
-    assert git_state(tmp_path)["difference"] is not None
+    changed = git_state(tmp_path)["difference"]
+    assert changed is not None
+    git("commit", "-a", "-m", "second")
+    assert git_state(tmp_path)["difference"] is None
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    git("add", ".gitignore")
+    git("commit", "-m", "third")
+    (tmp_path / "run.log").write_text("ignored\n")
+    assert git_state(tmp_path)["difference"] is None
+    (tmp_path / "new.py").write_text("one\n")
+    added = git_state(tmp_path)["difference"]
+    (tmp_path / "new.py").write_text("two\n")
+    edited = git_state(tmp_path)["difference"]
+    (tmp_path / "new.py").rename(tmp_path / "other.py")
+    renamed = git_state(tmp_path)["difference"]
+    assert len({None, added, edited, renamed}) == 4
+
+
+def test_of_a_large_file_that_git_does_not_know_name_and_size_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    subprocess.run(["git", "-C", str(tmp_path), "init"], check=True, capture_output=True)
+    monkeypatch.setattr(circumstances, "MOST_CODE_BYTES", 4)
+    (tmp_path / "weights").write_text("12345")
+    before = [circumstances._fingerprint(path) for path in circumstances._untracked(tmp_path)]
+    (tmp_path / "weights").write_text("54321")
+    assert [circumstances._fingerprint(path) for path in circumstances._untracked(tmp_path)] == before
+    (tmp_path / "weights").write_text("123456")
+    assert [circumstances._fingerprint(path) for path in circumstances._untracked(tmp_path)] != before
+
+
+def test_other_code_in_a_stage_is_refused_unless_it_is_accepted(tmp_path: Path, around: dict[str, Any]):
+    Ledger.create(tmp_path / "its sweeps" / "x", spec_of(tmp_path, SAMPLED, budget__trials=9)).close()
+    folder = tmp_path / "its sweeps" / "x"
+    session(folder)
+    around["stages"] = {"tiger": 2, "a stage that is new": 1}
+    with pytest.raises(InputError, match=r"not that of its trials \(stage versions tiger 1 -> 2\); fix:") as refused:
+        session(folder)
+    command = str(refused.value).partition("all the same: ")[2]
+    assert shlex.split(command) == ["sweeps", "resume", "x", "--accept-code", "--storage", str(folder.parent)]
+    assert len(Ledger.read(folder).trials()) == 1
+    session(folder, accept_code=True)
+    assert [one["stages"]["tiger"] for one in Ledger.read(folder).fact("sessions")] == [1, 2]
+
+
+def test_a_new_reader_of_the_data_is_other_code_and_not_other_data(tmp_path: Path, around: dict[str, Any]):
+    Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=9)).close()
+    around["stages"] = {"dataset": 1}
+    session(tmp_path / "x")
+    around |= {"stages": {"dataset": 2}, "data": "d2"}
+    with pytest.raises(InputError, match=r"dataset 1 -> 2") as refused:
+        session(tmp_path / "x")
+    assert "data are not" not in str(refused.value)
+    session(tmp_path / "x", accept_code=True)

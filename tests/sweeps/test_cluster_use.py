@@ -55,6 +55,17 @@ def test_busy_is_what_trials_held_of_what_was_there(ledger: Ledger) -> None:
     assert [row[1:3] for row in table.rows] == [[1, 4.0], [2, 8.0], [0, 0.0]]
 
 
+def test_no_more_is_busy_than_there_was(ledger: Ledger) -> None:
+    """An elastic group counts with all workers that it may have, on a cluster that had no room for all: 3 of 2 CPUs."""
+    note_size(ledger, {"CPU": 2.0, "GPU": 0.0, "nodes": 1}, at=1e9)
+    task = ledger.next()
+    assert task is not None
+    ledger.finish(task.id, "failed", {"reason": "x", "duration": 30.0})
+    note_end(ledger, at=1e9 + 30)
+    assert busy_share(ledger) == {"CPU": 1.0}
+    assert busy_line(ledger) == "busy share of the cluster: 100% of its CPUs"
+
+
 def test_the_time_after_a_killed_driver_is_not_counted_as_idle(ledger: Ledger) -> None:
     """It had no time to note its end: the session ends with the last thing that happened in it."""
     begin = datetime.now().timestamp() - 100

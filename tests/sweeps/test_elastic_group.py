@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig, validate_config
+from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import run_pipeline
 from sweeps.ray_train import _ElasticPolicy
 from sweeps.spec import load_spec
@@ -25,7 +25,8 @@ import json, os, signal, sys
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import sweeps.ray_train
-from sweeps.ray_cluster import Resources, start_ray
+from sweeps.ray_cluster import start_ray
+from sweeps.resources import Resources
 from sweeps.ray_token import require_token
 from sweeps.ray_tune import run_queue
 from sweeps.records import Task
@@ -105,8 +106,8 @@ finally:
 
 def config_of() -> RunConfig:
     """Without dropout, whose masks differ with the number of workers."""
-    base = load_spec(Path(__file__).with_name("tiny.yaml"), config_overrides=SETTINGS).base_config()
-    return validate_config(base.to_dict())
+    base = load_spec(Path(__file__).with_name("tiny.yaml")).base_config()
+    return validate_config(with_values(base.to_dict(), SETTINGS))
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import random
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -28,6 +30,7 @@ from made_up_trials import (
 
 from sweeps.journal import JOURNAL
 from sweeps.ledger import FinalistQueue, Ledger, LedgerError
+from sweeps.proposer import RANDOM_AFTER
 from sweeps.sampling import derived_seed, distributions
 from sweeps.spec import SweepSpec
 
@@ -99,7 +102,7 @@ def test_optunas_own_tools_read_and_draw_the_journal(tmp_path: Path):
     assert states == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"]
     for trial in study.trials[:3]:
         assert trial.intermediate_values.keys() == {1, 2}
-        assert trial.user_attrs["result"] == {"duration": 1.5, "node": "n1"}
+        assert trial.user_attrs["result"] | {"artifacts": {}} == {"duration": 1.5, "node": "n1", "artifacts": {}}
     for trial in study.trials:
         assert trial.user_attrs.keys() >= {"id", "seed", "config_hash", "code", "grid_index", "values"}
         assert trial.datetime_start <= trial.datetime_complete
@@ -491,6 +494,41 @@ def test_a_finite_space_ends_when_every_point_was_tried_once(tmp_path: Path, sam
         assert len(ledger.leaderboard()) == 4
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_that_repeats_itself_still_gets_to_every_feasible_point(tmp_path: Path, sampler: str):
+    text = """
+space:
+  train.optimizer: {type: grid, values: [adamw, muon]}
+  train.batch_size: {type: int, low: 16, high: 64, step: 16}
+  tiger.dropout: {type: float, low: 0.0, high: 0.3, step: 0.1}
+  train.schedule: {type: choice, values: [constant, cosine]}
+constraints: [train.batch_size > 16 or train.schedule == 'cosine']
+"""
+    spec = spec_of(tmp_path, text, budget__trials=80, sampler__type=sampler)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        handed_out = drive(ledger)
+        records = ledger.trials()
+        assert ledger.stop_reason == "space exhausted"
+    assert len(handed_out) == 2 * 4 * 4 * 2 - 2 * 4
+    points = [tuple(r.params.values()) for r in records if r.status == "completed" and r.duplicate_of is None]
+    assert len(set(points)) == len(points) == len(handed_out)
+    assert {r.params["tiger.dropout"] for r in records} == {0.0, 0.1, 0.2, 0.3}
+    assert len([r for r in records if r.duplicate_of is not None]) < len(handed_out) + 3 * RANDOM_AFTER
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert ledger.next() is None
+
+
+def test_a_space_of_many_equal_points_is_gone_through_to_its_end(tmp_path: Path):
+    text = """
+space:
+  tokenizer.kind: {type: grid, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.epochs: {type: grid, values: [VALUES]}
+""".replace("VALUES", ", ".join(str(epochs) for epochs in range(1, 71)))
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, text)) as ledger:
+        assert len(drive(ledger)) == 1 + 70
+        assert ledger.stop_reason == "grid done"
+
+
 def test_a_duplicate_waits_for_a_first_that_is_running_across_a_kill(tmp_path: Path):
     spec = spec_of(tmp_path, CHOICES, budget__trials=4, sampler__type="tpe")
     with Ledger.create(tmp_path / "x", spec) as ledger:
@@ -504,6 +542,27 @@ def test_a_duplicate_waits_for_a_first_that_is_running_across_a_kill(tmp_path: P
         assert ledger.counts()["waiting"] == 0
         copies = [r for r in ledger.trials() if r.duplicate_of == 0]
         assert all((r.status, r.reason) == ("failed", "boom") for r in copies)
+
+
+def test_points_that_train_the_same_model_are_trained_once(tmp_path: Path):
+    text = """
+space:
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  tokenizer.rqvae.epochs: {type: grid, values: [10, 20]}
+  train.augmentation: {type: grid, values: [false, true]}
+  train.crop_probability: {type: grid, values: [0.2, 0.4]}
+"""
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, text, budget__trials=30, sampler__type="random")) as ledger:
+        assert len(drive(ledger)) == 3 * 3  # tokenizers: rkmeans, two of rqvae; augmentation: none, two croppings
+        assert len(ledger.trials()) == 16
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert ledger.next() is None
+
+
+def test_without_its_files_a_model_is_known_by_its_config(tmp_path: Path):
+    settings = {"embeddings.encoder": "npy", "embeddings.path": str(tmp_path / "missing.npy")}
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, CHOICES, budget__trials=9, set=settings)) as ledger:
+        assert len(drive(ledger)) == 4
 
 
 def test_a_swept_seed_is_the_seed_of_the_trial(tmp_path: Path):
@@ -589,7 +648,9 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
         runs = [(finalist, config, seed) for finalist in (1, "base") for seed in (0, 1)]
         queue = FinalistQueue(ledger, runs)
         assert ledger.state == "finalists"
+        assert queue.left == 4
         tasks = [queue.next() for _ in range(4)]
+        assert queue.left == 0
         assert [t.id for t in tasks] == ["finalist-0001-s0", "finalist-0001-s1", "finalist-base-s0", "finalist-base-s1"]
         assert [t.payload["config"]["seed"] for t in tasks] == [0, 1, 0, 1]
         assert queue.next() is None
@@ -599,6 +660,7 @@ def test_finalists_are_run_once_each_and_again_only_without_a_result(tmp_path: P
         queue.finish(tasks[2].id, "completed", {"test": {"ndcg@10": math.nan}})
     with Ledger.open(tmp_path / "x") as ledger:
         queue = FinalistQueue(ledger, runs)
+        assert queue.left == 3
         again = []
         while (task := queue.next()) is not None:
             again.append(task)
@@ -630,6 +692,28 @@ def test_every_sampler_fills_a_space_of_grid_pairs_conditions_and_ranges(tmp_pat
             assert config.train.learning_rate == record.params["train.learning_rate"]
         assert {record.params["tokenizer.kind"] for record in records} == {"rqvae", "rkmeans"}
         assert len({record.params["train.learning_rate"] for record in records}) > 3  # nsga2 inherits values
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "cma-es"])
+def test_ranges_under_different_conditions_are_independent_of_each_other(tmp_path: Path, sampler: str):
+    text = """
+space:
+  train.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true}
+  tokenizer.kind: {type: grid, values: [rqvae]}
+  train.optimizer: {type: grid, values: [muon]}
+  tokenizer.rqvae.learning_rate: {type: float, low: 1e-4, high: 1e-2, log: true, when: {tokenizer.kind: rqvae}}
+  train.weight_decay: {type: float, low: 1e-4, high: 1e-2, log: true, when: {train.optimizer: muon}}
+"""
+    spec = spec_of(tmp_path, text, budget__trials=40, sampler__type=sampler)  # nothing ends, so nothing is learnt
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        configs = [ledger.next().payload["config"] for _ in range(40)]
+    columns = [
+        [math.log(config["train"]["learning_rate"]) for config in configs],
+        [math.log(config["tokenizer"]["rqvae"]["learning_rate"]) for config in configs],
+        [math.log(config["train"]["weight_decay"]) for config in configs],
+    ]
+    for one, other in itertools.combinations(columns, 2):
+        assert abs(statistics.correlation(one, other)) < 0.5  # four standard errors
 
 
 @pytest.mark.parametrize("sampler", ["tpe", _GP, "nsga2", "cma-es"])

@@ -24,6 +24,8 @@ from made_up_trials import (
     sampler_of,
     spec_of,
 )
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 
 from genrec import lease
 from genrec.config import ConfigError
@@ -300,6 +302,7 @@ def test_a_folder_that_two_machines_share_has_one_driver_too(
         "mysql://host/db",
         "${LEDGER}",
         "postgresql://me:${PGPASSWORD}@host/db",
+        "postgresql://me@host/db?password=${PGPASSWORD}&sslmode=require&passfile=/etc/pgpass",
     ],
 )
 def test_urls_without_a_password_are_taken(good: str):
@@ -310,6 +313,12 @@ def test_urls_without_a_password_are_taken(good: str):
     ("bad", "message"),
     [
         ("postgresql://me:secret@host/db", "a file holds no password"),
+        ("postgresql://me@host/db?password=secret", "a file holds no password"),
+        ("postgresql://me@host/db?sslmode=require&sslpassword=secret", "a file holds no password"),
+        ("mysql://me@host/db?passwd=secret", "a file holds no password"),
+        ("sqlite://", "a ledger in memory is lost with its process; fix: sqlite:///FILE.db"),
+        ("sqlite:///:memory:", "a ledger in memory"),
+        ("sqlite:///file::memory:?uri=true", "a ledger in memory"),
         ("redis://host", "expected a URL that begins with sqlite://, postgresql://, mysql://"),
         ("ledger.db", "expected a URL"),
     ],
@@ -318,6 +327,8 @@ def test_a_sweep_file_with_a_bad_url_is_refused(tmp_path: Path, bad: str, messag
     with pytest.raises(ConfigError, match=message) as refused:
         spec_of(tmp_path, SAMPLED, budget__trials=2, ledger=bad)
     assert "ledger" in str(refused.value)
+    assert "=secret" not in str(refused.value)
+    assert ":secret" not in str(refused.value)
 
 
 def test_a_variable_is_read_where_the_ledger_is_opened_and_never_recorded(
@@ -350,6 +361,39 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     with pytest.raises(LedgerError, match="cannot be reached") as refused:
         Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=1, ledger="${SWEEP_LEDGER}"))
     assert "hidden" not in str(refused.value)
+
+
+def test_a_password_among_the_options_of_a_url_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("psycopg")
+    monkeypatch.setenv("PASSWORD", "hidden")
+    url = f"postgresql://me@127.0.0.1:{free_port()}/db?password=${{PASSWORD}}&connect_timeout=3"
+    with pytest.raises(LedgerError, match="connect_timeout=3.*cannot be reached") as refused:
+        Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=1, ledger=url))
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("oracle://host/db", "the kind oracle; expected one of sqlite, postgresql, mysql"),
+        ("sqlite://", "a ledger in memory"),
+    ],
+)
+def test_a_variable_with_a_url_that_no_file_may_have_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+):
+    monkeypatch.setenv("SWEEP_LEDGER", url)
+    with pytest.raises(InputError, match=message):
+        Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=1, ledger="${SWEEP_LEDGER}"))
+
+
+def test_a_database_that_refuses_to_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self, directions, study_name):
+        raise StorageInternalError("a bare message") from OperationalError("INSERT", {}, Exception("it is read-only"))
+
+    monkeypatch.setattr("sweeps.database.Database.create_new_study", refuse)
+    with pytest.raises(LedgerError, match="ledgers.db: cannot be used: .*it is read-only"):
+        Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=1, ledger="sqlite:///ledgers.db"))
 
 
 def test_the_installed_driver_is_taken():

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from sweeps.cli import main
-from sweeps.ledger import Ledger
+from sweeps.finalists import plan_finalists
+from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.live import LiveView, fitting
 from sweeps.spec import load_spec
 from sweeps.watch import LedgerNews, watch
@@ -161,6 +162,37 @@ def test_a_reader_of_the_ledger_gets_the_drivers_events(ledger: Ledger) -> None:
     assert news_of(reader) == []
     late = list(LedgerNews(Ledger.read(ledger.folder)).poll())
     assert [event for event, _, _ in late] == ["started", "report", "report", "finished", "started"]
+
+
+def test_a_reader_sees_a_trial_pause_go_on_and_not_be_promoted(ledger: Ledger) -> None:
+    first, second = ledger.next(), ledger.next()
+    assert first
+    assert second
+    reader = LedgerNews(Ledger.read(ledger.folder))
+    news_of(reader)
+    for task in (first, second):
+        ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.25})
+        ledger.pause(task.id, 1)
+    paused = [("report", first.id), ("paused", first.id), ("report", second.id), ("paused", second.id)]
+    assert news_of(reader) == paused
+    assert news_of(reader) == []
+    view = LiveView(ledger, Console(file=io.StringIO()))
+    view.catch_up(LedgerNews(Ledger.read(ledger.folder)).poll())
+    assert {row.status for row in view.rows.values()} == {"paused"}, "also to someone who comes to look on later"
+    ledger.report(first.id, {"epoch": 2, "ndcg@10": 0.5})
+    ledger.finish(second.id, "stopped", {"reason": "not promoted"})
+    assert news_of(reader) == [("started", first.id), ("report", first.id), ("finished", second.id)]
+
+
+def test_a_reader_gets_the_epochs_of_the_finalists(ledger: Ledger) -> None:
+    [plan] = plan_finalists(ledger.spec, [], ledger.spec.finalists)[:1]
+    queue = FinalistQueue(ledger, [plan])
+    task = queue.next()
+    assert task
+    queue.report(task.id, {"epoch": 1, "ndcg@10": 0.25})
+    events = list(LedgerNews(Ledger.read(ledger.folder)).poll())
+    assert [(event, task_id) for event, task_id, _ in events] == [("started", task.id), ("report", task.id)]
+    assert events[1][2]["ndcg@10"] == 0.25
 
 
 def test_watching_ends_when_the_sweep_ends(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -13,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
-from genrec import lease, object_store
+from genrec import lease, object_backend
 from genrec.config import RunConfig
 from genrec.errors import InputError
 from genrec.object_store import ObjectStore, StorageError
-from sweeps import driver_lock, mirror, preflight
+from sweeps import api, driver_lock, experiment, mirror, preflight
 from sweeps.cli import main
 from sweeps.folders import artifact_store, folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
 from sweeps.journal import JOURNAL
@@ -31,7 +34,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(object_backend, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(mirror, "PUSH_SECONDS", 0.2)
     monkeypatch.setattr(driver_lock, "BEAT", 0.2)
     monkeypatch.setattr(driver_lock, "EXPIRY", 3.0)
@@ -78,31 +81,46 @@ def wait_until(holds: Any) -> None:
 
 
 def test_what_a_driver_records_is_in_the_store_seconds_later_and_goes_on_on_another_machine(
-    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+    place: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
 ):
-    with create(s3, spec) as ledger:
+    with create(place, spec) as ledger:
         first = run_one(ledger)
-        wait_until(lambda: has_sweep("tiny", s3) and completed(s3) == [first])
-        assert Ledger.read(sweep_folder("tiny", s3)).state == "searching"
+        wait_until(lambda: has_sweep("tiny", place) and completed(place) == [first])
+        assert Ledger.read(sweep_folder("tiny", place)).state == "searching"
         (ledger.folder / "bundle").mkdir()
         (ledger.folder / "bundle" / "items").write_text("1")
         (ledger.folder / "ray").mkdir()
         (ledger.folder / "ray" / "scratch").write_text("1")
         second = run_one(ledger)
-    assert completed(s3) == [first, second]
+    assert completed(place) == [first, second]
     other_machine("b", monkeypatch)
-    with resumed(s3) as ledger:
+    with resumed(place) as ledger:
         assert (ledger.folder / "bundle" / "items").read_text() == "1"
         assert not (ledger.folder / "ray").exists()
         assert [record.id for record in ledger.trials()] == [first, second]
         third = run_one(ledger)
         (ledger.folder / "bundle" / "items").unlink()
     other_machine("a third", monkeypatch)
-    assert completed(s3) == [first, second, third]
-    assert Ledger.read(sweep_folder("tiny", s3)).state == "interrupted"
-    assert not (sweep_folder("tiny", s3) / "bundle").exists()
-    assert storage_of(sweep_folder("tiny", s3).parent) == s3
-    assert artifact_store(sweep_folder("tiny", s3).parent).address == f"{s3}/.artifacts"
+    assert completed(place) == [first, second, third]
+    assert Ledger.read(sweep_folder("tiny", place)).state == "interrupted"
+    assert not (sweep_folder("tiny", place) / "bundle").exists()
+    assert storage_of(sweep_folder("tiny", place).parent) == place
+    assert artifact_store(sweep_folder("tiny", place).parent).address == f"{place}/.artifacts"
+
+
+def test_a_sweep_that_is_taken_back_is_gone_from_the_store_and_can_be_begun_again(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = create(s3, spec)
+    wait_until(lambda: has_sweep("tiny", s3))
+    ledger.discard()
+    ledger.close()
+    assert not has_sweep("tiny", s3)
+    other_machine("b", monkeypatch)
+    assert not has_sweep("tiny", s3)
+    with create(s3, spec) as ledger:
+        first = run_one(ledger)
+    assert completed(s3) == [first]
 
 
 def test_a_sweep_is_begun_once_and_driven_by_one_machine(s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch):
@@ -177,7 +195,7 @@ def test_a_store_that_is_away_at_the_end_is_an_error_and_the_record_is_copied_by
 ):
     ledger = create(s3, spec)
     wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
-    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
+    monkeypatch.setattr(object_backend, "ATTEMPTS", 1)
     s3_server.fail(*[{"kind": "503", "method": "PUT", "name": "ledger.journal"}] * 1000)
     first = run_one(ledger)
     with pytest.raises(StorageError, match="what is not in the store yet is in .*driven/tiny"):
@@ -187,6 +205,65 @@ def test_a_store_that_is_away_at_the_end_is_an_error_and_the_record_is_copied_by
     with resumed(s3):
         pass
     assert completed(s3) == [first]
+
+
+def test_copying_that_fails_is_told_at_once_and_ends_the_driver_when_it_lasts(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(mirror, "UNCOPIED_SECONDS", 1.0)
+    ledger = create(s3, spec)
+    wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+    push = mirror.Mirror.push
+
+    def full(self: mirror.Mirror) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mirror.Mirror, "push", full)
+    wait_until(lambda: ledger._lock._fault is not None)  # type: ignore[union-attr]
+    told = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
+    assert len(told) == 1, "the first failure of a row is told, and no other"
+    assert told[0].startswith(f"cannot copy {ledger.folder} to {s3}/tiny (OSError: ")
+    with pytest.raises(StorageError, match=f"nothing of sweep tiny could be copied to {s3}/tiny for .* this driver"):
+        run_one(ledger)
+    (ledger.folder / "best.yaml").write_text("1")
+    monkeypatch.setattr(mirror.Mirror, "push", push)
+    with pytest.raises(StorageError, match="nothing of sweep tiny could be copied"):
+        ledger.close()
+    assert ObjectStore(f"{s3}/tiny").has("best.yaml"), "a last time it is tried"
+
+
+def test_a_fault_of_our_own_in_the_copying_thread_reaches_the_driver(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    ledger = create(s3, spec)
+
+    def broken(self: mirror.Mirror) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(mirror.Mirror, "push", broken)
+    wait_until(lambda: ledger._lock._fault is not None)  # type: ignore[union-attr]
+    for write in (lambda: run_one(ledger), ledger.close):
+        with pytest.raises(ValueError, match="a bug"):
+            write()
+
+
+def test_a_disk_on_which_the_index_has_no_room_makes_no_stranger_of_ones_own_journal(
+    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+):
+    write = mirror.write_json
+    with create(s3, spec) as ledger:
+        wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+
+        def full(path: Path, value: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(mirror, "write_json", full)
+        before = ObjectStore(f"{s3}/tiny").tags()[JOURNAL]
+        run_one(ledger)
+        wait_until(lambda: ObjectStore(f"{s3}/tiny").tags()[JOURNAL] != before)
+        monkeypatch.setattr(mirror, "write_json", write)
+        last = run_one(ledger)
+    assert last in completed(s3)
 
 
 DRIVER = """
@@ -226,11 +303,11 @@ def test_a_driver_that_is_killed_is_resumed_from_the_store_where_nobody_has_its_
 
 
 def test_a_trials_log_and_its_trackers_files_are_copied_from_the_node_and_continued_on_the_next(
-    s3: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    place: str, object_server: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     def attempt(text: str) -> None:
-        with mirror.trial_files(s3, "tiny", "trial-0001"):
-            folder = mirror.folder_here(s3, "tiny")
+        with mirror.trial_files(place, "tiny", "trial-0001"):
+            folder = mirror.folder_here(place, "tiny")
             for name in ("logs/trial-0001.log", "tracking/trial-0001/run"):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(folder / name, "a") as file:
@@ -239,12 +316,12 @@ def test_a_trials_log_and_its_trackers_files_are_copied_from_the_node_and_contin
     attempt("first\n")
     other_machine("b", monkeypatch)
     attempt("second\n")
-    store = ObjectStore(f"{s3}/tiny")
+    store = ObjectStore(f"{place}/tiny")
     log, run = store.read("logs/trial-0001.log"), store.read("tracking/trial-0001/run")
     assert log is not None
     assert log.data == b"first\nsecond\n"
     assert run is not None
-    s3_server.fail({"kind": "403"}, {"kind": "403"})
+    object_server.fail({"kind": "403"}, {"kind": "403"})
     attempt("third\n")  # a trial is not worse for it
     assert "cannot bring logs/trial-0001.log" in capfd.readouterr().err
 
@@ -253,51 +330,53 @@ def test_a_trials_log_and_its_trackers_files_are_copied_from_the_node_and_contin
 
 
 def test_a_store_that_breaks_its_own_conditions_is_refused_before_anything(
-    s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+    place: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
 ):
     write = ObjectStore._conditional
     monkeypatch.setattr(ObjectStore, "_conditional", lambda self, name, data, **condition: write(self, name, data))
-    with pytest.raises(StorageError, match=f"{s3}/tiny: the store does not keep the conditions of writes"):
-        create(s3, spec)
-    assert ObjectStore(s3).names() == []
+    with pytest.raises(StorageError, match=f"{place}/tiny: the store does not keep the conditions of writes"):
+        create(place, spec)
+    assert ObjectStore(place).names() == []
 
 
 @pytest.fixture
-def facts(s3: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with preflight._probe_object(s3) as probe:
+def facts(place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with preflight._probe_object(place) as probe:
         yield probe, preflight.facts_of_this_node(probe, RunConfig().to_dict())
 
 
-def test_a_node_that_can_use_the_store_has_no_fault_and_nothing_stays_in_it(facts: tuple[str, dict[str, Any]], s3: str):
+def test_a_node_that_can_use_the_store_has_no_fault_and_nothing_stays_in_it(
+    facts: tuple[str, dict[str, Any]], place: str
+):
     assert list(preflight.faults_of(facts[1], facts[1])) == []
     assert any(folder.endswith("driven") for folder in facts[1]["free"])
-    assert ObjectStore(s3).names() == [facts[0].rpartition("/")[2]]
+    assert ObjectStore(place).names() == [facts[0].rpartition("/")[2]]
 
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ({"kind": "403", "method": "PUT"}, "cannot use the storage: s3://.* may not write"),
+        ({"kind": "403", "method": "PUT"}, "cannot use the storage: (s3|gs)://.* may not write"),
         ({"kind": "403", "method": "POST"}, "may not delete"),
         ({"kind": "403", "method": "GET", "name": "probe"}, "may not read"),
         ({"kind": "403", "method": "GET", "skip": 3}, "may not list"),
-        ({"kind": "501", "method": "PUT"}, "knows no conditional writes"),
+        ({"kind": "501", "method": "PUT"}, "knows no conditional writes|cannot write: HTTP 501"),
     ],
 )
 def test_a_node_that_cannot_is_named_with_what_it_may_not(
-    facts: tuple[str, dict[str, Any]], s3_server: Any, fault: dict[str, Any], sentence: str
+    facts: tuple[str, dict[str, Any]], object_server: Any, fault: dict[str, Any], sentence: str
 ):
-    s3_server.fail(fault)
+    object_server.fail(fault)
     there = preflight.facts_of_this_node(facts[0], RunConfig().to_dict())
-    s3_server.fail()
+    object_server.fail()
     [line] = preflight.faults_of(facts[1], there)
     assert re.search(sentence, line)
 
 
-def test_a_node_that_sees_another_store_is_told_so(s3: str, facts: tuple[str, dict[str, Any]]):
-    there = preflight.facts_of_this_node(f"{s3}/.preflight-of-another", RunConfig().to_dict())
+def test_a_node_that_sees_another_store_is_told_so(place: str, facts: tuple[str, dict[str, Any]]):
+    there = preflight.facts_of_this_node(f"{place}/.preflight-of-another", RunConfig().to_dict())
     [line] = preflight.faults_of(facts[1], there)
-    assert f"sees another {s3} than the driver" in line
+    assert f"sees another {place} than the driver" in line
 
 
 # -- the setting ------------------------------------------------------------------------------------------------------
@@ -313,7 +392,7 @@ def test_the_storage_of_the_file_counts_where_the_command_line_names_none(s3: st
     assert f"no sweep 'never' in {tmp_path}" in result.output
 
 
-@pytest.mark.parametrize("url", ["s3://key:hunter2@bucket/x", "gs://bucket/x"])
+@pytest.mark.parametrize("url", ["s3://key:hunter2@bucket/x", "gs://key:hunter2@bucket/x", "ftp://bucket/x"])
 def test_urls_that_cannot_be_used_are_refused_with_code_2_and_without_the_key(tmp_path: Path, url: str):
     spec = tmp_path / "tiny.yaml"
     spec.write_text(f"{TINY.read_text()}storage: {url}\n")
@@ -333,7 +412,37 @@ def test_worker_groups_of_a_cluster_need_a_folder():
         _refuse_groups(spec, "s3://bucket/runs")
 
 
-def test_comparisons_in_an_object_store_are_refused(s3: str):
-    result = CliRunner().invoke(main, ["compare", "seed", "quickstart", "--storage", s3])
-    assert result.exit_code == 2
-    assert "comparisons need a folder" in result.output
+def test_a_comparison_in_an_object_store_is_kept_there_with_its_logs(
+    s3: str, spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, rate in (("slow", 1e-3), ("fast", 1e-2)):
+        values = spec.base_config().to_dict()
+        values["train"] |= {"learning_rate": rate}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+    class MadeUp:
+        def to_dict(self) -> dict[str, str]:
+            return {"verdict": "equal"}
+
+    def train(tasks: Any, function: Any, *, storage: str, folder: Path, **_: Any) -> None:
+        task = tasks.next()
+        assert function.keywords["store"] == f"{s3}/.artifacts"
+        with mirror.trial_files(storage, folder.name, task.id):
+            log = mirror.folder_here(storage, folder.name) / "logs" / f"{task.id}.log"
+            log.parent.mkdir(parents=True)
+            log.write_text("trained")
+
+    monkeypatch.setattr(experiment, "start_ray", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(experiment, "run_queue", train)
+    monkeypatch.setattr(experiment, "finish", lambda *_: MadeUp())
+    api.compare(str(tmp_path / "slow.yaml"), str(tmp_path / "fast.yaml"), 1, storage=s3, quiet=True)
+    objects = ObjectStore(f"{s3}/.comparisons")
+    [name] = objects.folders()
+    kept, log = (
+        objects.read(f"{name}/comparison.json"),
+        objects.read(f"{name}/logs/slow-s{spec.base_config().seed}.log"),
+    )
+    assert kept is not None
+    assert json.loads(kept.data) == {"verdict": "equal"}
+    assert log is not None
+    assert not has_sweep(".comparisons", s3)

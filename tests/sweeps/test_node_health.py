@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from sweeps import queue_run
-from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, UnfitNode, is_of_the_node
-from sweeps.ray_cluster import ClusterLost, ClusterView, Node, Resources
-from sweeps.records import Task
+from sweeps import node_health, queue_run
+from sweeps.cluster_view import ClusterView, Node
+from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, StorageFull, UnfitNode, is_of_the_node
+from sweeps.records import ClusterLost, Task
+from sweeps.resources import Resources
 from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.stopping import Rule
 
@@ -57,9 +58,10 @@ class Endless:
 class Books:
     """The driver's books over a made-up cluster and queue."""
 
-    def __init__(self, folder: Path, cluster: MadeUpCluster, last: int = 10**6, max_failures: int = 2):
+    def __init__(self, folder: Path, cluster: MadeUpCluster, last: int = 10**6, max_failures: int = 2, **options: Any):
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.queue, self.cluster = Endless(last), cluster
+        self.awaited: list[int] = []
         self.run = queue_run.QueueRun(
             lambda task: frozenset(),
             lambda *event: self.events.append(event),
@@ -68,6 +70,8 @@ class Books:
             max_failures=max_failures,
             cluster=cluster,
             stop_file=folder / "stop",
+            demand=lambda trials, avoided: self.awaited.append(trials),
+            **options,
         )
         self.run.queue = ScheduledQueue(
             self.queue, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=lambda: 0.0
@@ -86,6 +90,10 @@ class Books:
     def unfit(self, task_id: str, reason: str, certain: bool, worker_node: str | None = None) -> None:
         final = {"status": "unfit", "reason": reason, "certain": certain, "node_id": worker_node}
         self.run.ended(task_id, final, "host")
+
+    def told(self) -> list[str]:
+        """What a person heard about waiting."""
+        return [data["reason"] for event, _, data in self.events if event == "delayed"]
 
     def avoided(self) -> list[str]:
         return [node for event, node, _ in self.events if event == "avoided"]
@@ -177,6 +185,51 @@ def test_the_node_of_a_worker_is_the_one_that_is_avoided(two_nodes: Books) -> No
     assert two_nodes.avoided() == ["b"]
 
 
+def full_disk(error: OSError) -> dict[str, Any]:
+    disk = node_health.disk_error(error)
+    return {"status": "unfit", "reason": str(error), "certain": True, "node_id": None, "disk": disk}
+
+
+def no_space(path: Path | None = None) -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device", *([] if path is None else [str(path)]))
+
+
+def test_a_full_storage_ends_the_run_and_no_node_is_avoided(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=storage)
+    books.run.ended(books.start("a"), full_disk(no_space(storage / "sweep" / "checkpoint")), "host")
+    assert books.run.is_over()
+    assert books.avoided() == []
+    with pytest.raises(StorageFull, match=f"storage {storage} cannot be written: No space .*; [0-9,]+ bytes are free"):
+        books.run.settle()
+    assert books.queue.ends == {}, "the trial goes on when the sweep is resumed"
+
+
+@pytest.mark.parametrize("path", ["/elsewhere/scratch", None], ids=["named", "not named"])
+def test_a_disk_of_a_nodes_own_that_is_full_is_the_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    """The error of a write names no file: the driver sees for itself that the storage can be written."""
+    monkeypatch.setattr(node_health, "MIN_FREE_BYTES", 0)
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=tmp_path)
+    books.run.ended(books.start("a"), full_disk(no_space(Path(path) if path else None)), "host")
+    assert not books.run.is_over()
+    assert books.avoided() == ["a"]
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_storage_that_is_read_only_on_one_node_is_that_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    monkeypatch.setattr(node_health, "_can_be_written", lambda folder: writable)
+    books = Books(tmp_path, MadeUpCluster("a", "b"), storage=tmp_path)
+    error = OSError(errno.EROFS, "Read-only file system", str(tmp_path / "x"))
+    books.run.ended(books.start("a"), full_disk(error), "host")
+    assert books.avoided() == (["a"] if writable else [])
+    assert books.run.is_over() is not writable
+
+
 def test_when_all_nodes_are_avoided_the_run_ends_and_names_them(two_nodes: Books) -> None:
     task_id = two_nodes.start("a")
     two_nodes.unfit(task_id, "No space left on device", certain=True)
@@ -216,10 +269,132 @@ def test_a_queue_is_not_over_while_there_is_no_slot_for_its_tasks(tmp_path: Path
     assert books.run.is_over()
 
 
-def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_run, "NO_ROOM_SECONDS", 0.0)
+class Clock:
+    """Time that goes by when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def minutes(self, books: Books, count: int) -> None:
+        """So many go by, in each of which the run is asked for a task."""
+        for _ in range(count):
+            self.now += 60.0
+            assert books.run.next_task() is None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_node_that_comes_within_the_wait_saves_the_run(tmp_path: Path, clock: Clock) -> None:
+    """A new spot machine takes some minutes; a person hears of the wait after one, and every minute."""
+    cluster = MadeUpCluster()
+    books = Books(tmp_path, cluster, wait_seconds=300.0)
+    assert books.run.next_task() is None
+    clock.minutes(books, 4)
+    assert books.told() == ["waiting for a node: a trial needs 1 x (1 CPU), the cluster has 0 node(s): "] * 4
+    cluster.there = ["a"]
+    books.ends_well(books.start("a"))
+    cluster.there = []
+    assert books.run.next_task() is None
+    clock.minutes(books, 4)  # another wait, counted anew
+    assert not books.run.is_over()
+
+
+@pytest.mark.parametrize("minutes", [2, 10])
+def test_how_long_a_node_is_waited_for_is_a_setting(tmp_path: Path, clock: Clock, minutes: int) -> None:
+    books = Books(tmp_path, MadeUpCluster(), wait_seconds=60.0 * minutes)
+    assert books.run.next_task() is None
+    clock.minutes(books, minutes - 1)
+    assert not books.run.is_over()
+    clock.minutes(books, 1)
+    assert books.run.is_over()
+    with pytest.raises(ClusterLost, match=f"no node came in {60 * minutes} s"):
+        books.run.settle()
+
+
+def test_a_trial_that_others_leave_no_place_is_told_of(tmp_path: Path, clock: Clock) -> None:
+    """However long: the cluster is large enough, so the run goes on."""
+    books = Books(tmp_path, MadeUpCluster("a"), last=1)
+    task = books.run.next_task()
+    assert task is not None
+    assert books.run.next_task() is None
+    clock.minutes(books, 10)
+    assert books.told() == ["waiting: the cluster is used by others; without a place: trial-1"] * 10
+    assert not books.run.is_over()
+    books.run.started(task.id, "a")
+    clock.minutes(books, 3)
+    assert len(books.told()) == 10
+
+
+def test_a_group_without_room_for_its_workers_is_told_of_and_its_time_does_not_count(
+    two_nodes: Books, clock: Clock
+) -> None:
+    two_nodes.run._workers = 2
+    task_id = two_nodes.start("a")
+    two_nodes.run.reported(task_id, {queue_run.ROOM: False})
+    for _ in range(4):
+        clock.now += 60.0
+        two_nodes.run.next_task()
+    assert two_nodes.told()[:2] == [f"{task_id} waits for room for 2 workers"] * 2
+    assert two_nodes.run._open[task_id].seconds == 0.0
+    two_nodes.run.reported(task_id, {queue_run.ROOM: True})
+    clock.now += 10.0
+    two_nodes.ends_well(task_id)
+    assert two_nodes.queue.ends[task_id][1]["duration"] == 10.0
+    assert [event for event, *_ in two_nodes.events].count("report") == 0
+
+
+def test_groups_that_wait_on_a_cluster_that_became_too_small_do_not_wait_for_ever(tmp_path: Path, clock: Clock) -> None:
+    """Their drivers live, but nothing works."""
+    books = Books(tmp_path, MadeUpCluster("a"), wait_seconds=300.0)
+    task_id = books.start("a")
+    books.run.reported(task_id, {queue_run.ROOM: False})
+    books.cluster.there = []
+    assert books.run.next_task() is None
+    clock.minutes(books, 5)
+    with pytest.raises(ClusterLost, match="no node came in 300 s"):
+        books.run.settle()
+    assert books.queue.ends == {}, "it is not told to have failed: it goes on when the sweep is resumed"
+
+
+def test_nodes_are_asked_for_as_long_as_there_is_more_to_do_than_room(tmp_path: Path) -> None:
+    """Six trials, four at once at the most: with no node four are asked for, with two places two more, in the end
+    none."""
+    books = Books(tmp_path, MadeUpCluster(max_concurrent=4), last=6, max_concurrent=4, to_do=6)
+    assert books.run.next_task() is None
+    assert books.awaited[-1] == 4
+    books.cluster.there = ["a"]
+    out = [books.start("a"), books.start("a")]
+    assert books.run.next_task() is None
+    assert books.awaited[-1] == 2
+    for left in (2, 2, 1, 0):
+        books.ends_well(out.pop(0))
+        out.append(books.start("a"))
+        assert books.run.next_task() is None
+        assert books.awaited[-1] == left
+    books.ends_well(out.pop(0))
+
+
+def test_what_waits_for_its_place_asks_for_it_itself(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster("a"), max_concurrent=8)
+    assert books.run.next_task() is not None
+    assert books.run.next_task() is not None
+    assert books.run.next_task() is None
+    assert books.awaited[-1] == 0
+
+
+def test_a_limit_is_kept_where_the_sweep_names_none(tmp_path: Path) -> None:
+    books = Books(tmp_path, MadeUpCluster())
+    assert books.run.next_task() is None
+    assert books.awaited == [queue_run.MOST_AWAITED]
+
+
+def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path) -> None:
     cluster = MadeUpCluster("a")
-    books = Books(tmp_path, cluster)
+    books = Books(tmp_path, cluster, wait_seconds=0.0)
     task_id = books.start("a")
     cluster.there = []
     assert books.run.next_task() is None
@@ -231,10 +406,8 @@ def test_a_cluster_that_stays_too_small_is_given_up(tmp_path: Path, monkeypatch:
         books.run.settle()
 
 
-def test_a_task_that_is_kept_from_all_nodes_that_are_left_does_not_wait_for_ever(
-    two_nodes: Books, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queue_run, "NO_ROOM_SECONDS", -1.0)
+def test_a_task_that_is_kept_from_all_nodes_that_are_left_does_not_wait_for_ever(tmp_path: Path) -> None:
+    two_nodes = Books(tmp_path, MadeUpCluster("a", "b"), wait_seconds=0.0)
     task_id = two_nodes.start("a")
     two_nodes.unfit(task_id, "ModuleNotFoundError: No module named 'x'", certain=False)
     assert two_nodes.run.next_task() is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,12 @@ from typing import Any
 import pytest
 import ray
 
-from sweeps.ray_cluster import Resources, free_reservations_of_the_dead, reserved_by_actors, start_ray, trials_at_once
+from sweeps import cluster_view
+from sweeps import ray_cluster as ray_cluster_module
+from sweeps.cluster_view import ClusterView, Node, scales_itself, trials_at_once
+from sweeps.ray_cluster import start_ray
+from sweeps.reservations import free_reservations_of_the_dead, reserved_by_actors
+from sweeps.resources import Resources
 
 
 def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +71,64 @@ def test_a_local_ray_asks_for_its_token(ray_cluster: None) -> None:
         assert "b" * 64 not in done.stderr
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     assert session.parents[1].stat().st_mode & 0o077 == 0
+
+
+def test_a_machine_that_is_no_node_of_the_cluster_is_told_what_to_do_instead(ray_cluster: None) -> None:
+    address = ray.get_runtime_context().gcs_address
+    program = """
+import sys
+import ray._private.services
+from sweeps import ray_cluster
+ray._private.services.find_node_ids = set  # by the processes of this machine
+ray_cluster.HERE_SECONDS = 2
+with ray_cluster.start_ray(sys.argv[1]): pass
+"""
+    done = subprocess.run([sys.executable, "-c", program, address], capture_output=True, text=True, timeout=60)
+    assert f"ConnectionError: this machine is no node of the Ray cluster at {address}" in done.stderr
+    assert f"sweeps submit FILE --address http://{address.rpartition(':')[0]}:8265" in done.stderr
+    assert ray_cluster_module.HERE_SECONDS + 2 * ray_cluster_module.PROBE_SECONDS <= 30
+
+
+@pytest.mark.parametrize(
+    ("newer", "labels", "status", "scales"),
+    [
+        (True, [{"ray.io/node-group": "head"}], None, True),  # `ray up`, Kubernetes
+        (True, [{}, {}], None, False),
+        (False, [{}], None, False),  # before the first word of its monitor
+        (False, [{}], {"node_0123abc": 1}, False),  # `ray start`: a type for each node
+        (False, [{}], {"ray.head.default": 1}, True),
+        (False, [{}], {"head": 1, "gpu_spot": 3}, True),
+    ],
+)
+def test_an_autoscaler_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, newer: bool, labels: list[Any], status: dict[str, int] | None, scales: bool
+) -> None:
+    kept = json.dumps({"autoscaler_report": {"active_nodes": status}}).encode() if status else None
+    monkeypatch.setattr(cluster_view, "is_autoscaler_v2", lambda: newer)
+    monkeypatch.setattr(cluster_view, "_internal_kv_get", lambda key: kept)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": found} for found in labels])
+    assert scales_itself() is scales
+
+
+def test_a_node_that_answers_again_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, answers, alive = [0.0], [False], [True]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(cluster_view, "nodes", lambda: [Node("a", "a", "", 0, alive[0], {"CPU": 2.0})])
+    monkeypatch.setattr(cluster_view, "answers", lambda address, port, within=0.0: answers[0])
+    view = ClusterView(Resources())
+    assert view.slots() == 2
+    assert view.is_lost("a")
+    assert view.slots() == 0
+    now[0] += 60
+    assert view.slots() == 0, "it does not answer"
+    answers[0] = True
+    now[0] += 60
+    assert view.slots() == 2
+    assert not view.is_lost("a")
+    alive[0] = False
+    now[0] += 60
+    assert view.slots() == 0
+    assert view.is_lost("a"), "Ray says so"
 
 
 @pytest.mark.parametrize(

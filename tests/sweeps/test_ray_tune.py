@@ -17,10 +17,10 @@ import torch
 
 from genrec.artifacts import ArtifactStore
 from genrec.pipeline import run_pipeline
-from sweeps.queue_run import Interrupted
-from sweeps.ray_cluster import Resources
+from sweeps.interruption import Interrupted
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
+from sweeps.resources import Resources
 from sweeps.spec import load_spec
 from sweeps.stopping import Asha, Promotion
 from sweeps.trial import run_trial

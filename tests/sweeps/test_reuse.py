@@ -9,9 +9,12 @@ import pytest
 from click.testing import CliRunner
 from made_up_trials import CHOICES, GRID, SAMPLED, drive, run_one, spec_of
 
+from genrec.config import validate_config
 from genrec.errors import InputError
+from genrec.pipeline import CODE_VERSIONS
 from sweeps.cli import main
 from sweeps.ledger import Ledger
+from sweeps.model_key import model_key
 from sweeps.planner import plan_sweep
 from sweeps.reuse import check_names
 
@@ -78,6 +81,53 @@ def test_another_metric_base_or_swept_seed_is_no_equal(tmp_path: Path):
     with Ledger.create(tmp_path / "more", spec_of(tmp_path, more, reuse=["seeds"])) as ledger:
         assert drive(ledger) == ["trial-0001"]
         assert ledger.config_of(0).seed == 3
+
+
+def test_settings_that_no_model_depends_on_make_no_difference(tmp_path: Path):
+    with Ledger.create(tmp_path / "first", grid(tmp_path, "16, 32")) as first:
+        drive(first)
+    unread = {"tracking.tensorboard": True, "train.checkpoint_interval": 60.0, "evaluation.batch_size": 128}
+    with Ledger.create(tmp_path / "second", grid(tmp_path, "16, 32", reuse=["first"], set=unread)) as second:
+        assert drive(second) == []
+        assert second.counts()["completed"] == 2
+
+
+def test_what_was_trained_with_other_code_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with Ledger.create(tmp_path / "first", grid(tmp_path, "16, 32")) as first:
+        drive(first)
+    monkeypatch.setitem(CODE_VERSIONS, "tiger", CODE_VERSIONS["tiger"] + 1)
+    with Ledger.create(tmp_path / "second", grid(tmp_path, "16, 32", reuse=["first"])) as second:
+        assert len(drive(second)) == 2
+    assert "2 trials of first had other code or files" in caplog.text
+
+
+def test_what_was_trained_with_item_vectors_that_were_replaced_is_trained_again(tmp_path: Path):
+    vectors = tmp_path / "vectors.npy"
+    vectors.write_bytes(b"one")
+    settings = {"embeddings.encoder": "npy", "embeddings.path": str(vectors)}
+    with Ledger.create(tmp_path / "first", grid(tmp_path, "16, 32", set=settings)) as first:
+        drive(first)
+    spec = grid(tmp_path, "16, 32", set=settings, reuse=["first"])
+    with Ledger.create(tmp_path / "same", spec) as same:
+        assert drive(same) == []
+    vectors.write_bytes(b"two, longer")
+    with Ledger.create(tmp_path / "replaced", spec) as replaced:
+        assert len(drive(replaced)) == 2
+
+
+def test_a_tokenizer_that_the_gate_would_stop_is_not_taken_over(tmp_path: Path):
+    broken = {"usage": [0.1], "perplexity": [2.0], "collision_rate": 0.9, "largest_group": 50, "distinct": 3}
+    with Ledger.create(tmp_path / "first", grid(tmp_path, "16")) as first:
+        task = first.next()
+        first.report(task.id, {"epoch": 1, "ndcg@10": 0.5})
+        key = model_key(validate_config(task.payload["config"]))
+        first.finish(task.id, "completed", {"artifacts": {"tiger": key}, "health": broken})
+    for gate, handed_out in ((1.0, 0), (0.5, 1)):
+        spec = grid(tmp_path, "16", reuse=["first"], health__max_collision_rate=gate)
+        with Ledger.create(tmp_path / f"second-{gate}", spec) as second:
+            assert len(drive(second)) == handed_out
 
 
 def test_data_that_are_known_to_differ_are_refused(tmp_path: Path):

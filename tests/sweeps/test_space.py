@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import sweeps.space as space_module
 from genrec.config import ConfigError, RunConfig
 from genrec.strict_yaml import parse_yaml
+from sweeps.cli import main
 from sweeps.constraints import ConstraintError, parse_constraint
 from sweeps.parameters import Choice, Float, Grid, Int
-from sweeps.space import setting_value
+from sweeps.space import Space, setting_value
 from sweeps.space_file import parse_space
 
 BASE = RunConfig().to_dict()
@@ -209,7 +214,10 @@ def test_constraints_mean_what_python_means(text: str, holds: bool):
         ("cost.parameter > 3", "did you mean 'cost.parameters'?"),
         ("max(*train.epochs) > 1", "is not allowed"),
         ("max(train.epochs, key=1) > 1", "is not allowed"),
-        ("max() > train.epochs", "is not allowed"),
+        ("max() > train.epochs", "max takes two numbers or more"),
+        ("min(train.batch_size) > 1", "min takes two numbers or more"),
+        ("round(train.learning_rate, 1, 2) > 1", "round takes one number, or a number and its digits"),
+        ("lr > 1", "unknown setting 'lr'; did you mean 'train.learning_rate'?"),
         ("sum(train.epochs) > 1", "is not allowed"),
         ("train.epochs ** -1 > 1", "an exponent must be a number from 0 to 8"),
         ("train.epochs ** True > 1", "an exponent must be a number from 0 to 8"),
@@ -445,3 +453,61 @@ def test_a_range_without_steps_and_a_vast_space_are_not_listed():
     vast = "{type: int, low: 1, high: 1000}"
     assert space_of(f"space: {{train.epochs: {vast}, train.patience: {vast}}}").num_points() is None
     assert space_of(f"space: {{train.epochs: {vast}}}").num_points() == 1000
+
+
+def test_points_are_counted_as_they_are_listed():
+    space = space_of(
+        """
+space:
+  tokenizer.kind: {type: choice, values: [rkmeans, rqvae]}
+  train.epochs: {type: int, low: 1, high: 5}
+  tokenizer.rqvae.epochs: {type: int, low: 10, high: 30, step: 10, when: {tokenizer.kind: rqvae}}
+  tiger.n_layers: {type: choice, values: [2, 4], when: {tokenizer.rqvae.epochs: [10, 20], train.epochs: 3}}
+"""
+    )
+    assert space.num_points() == len(space.sampled_points({})) == 5 + 4 * 3 + 2 * 2 + 1
+    assert space.num_grid_points() == len(space.grid_points()) == 1
+
+
+@pytest.mark.parametrize("wanted", [7, "'small'", "[1, true]", "[1.5]"])
+def test_a_vast_range_is_not_listed_for_the_sake_of_a_condition(wanted: object):
+    text = f"""
+space:
+  seed: {{type: int, low: 0, high: 1000000000}}
+  train.epochs: {{type: int, low: 1, high: 5, when: {{seed: {wanted}}}}}
+"""
+    if wanted == 7:
+        space = space_of(text)
+        assert space.num_points() is None
+        assert space.sampled_points({}) is None
+        assert all(0 <= point["seed"] <= 10**9 for point in space.trial_points(20))
+    else:
+        assert "expected a whole number from 0 to 1000000000" in faults_of(text)[0]
+
+
+def test_what_a_check_of_a_vast_grid_does_depends_on_its_settings_and_not_on_its_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = list(range(1, 301))
+    path = tmp_path / "vast.yaml"
+    path.write_text(
+        f"space: {{seed: {{type: grid, values: {values}}}, tokenizer.seed: {{type: grid, values: {values}}}}}\n"
+    )
+    done: Counter[str] = Counter()
+    listed, validated = Space._points, space_module.validate_config
+
+    def list_points(self, names, given):
+        for point in listed(self, names, given):
+            done["points"] += 1
+            yield point
+
+    def validate(values):
+        done["configs"] += 1
+        return validated(values)
+
+    monkeypatch.setattr(Space, "_points", list_points)
+    monkeypatch.setattr(space_module, "validate_config", validate)
+    result = CliRunner().invoke(main, ["validate", str(path)])
+    assert "grid points: 90000" in result.output
+    assert done["points"] == 0
+    assert done["configs"] < 500

@@ -6,16 +6,20 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
-from genrec.config import ConfigError, RunConfig
+from genrec.config import ConfigError, RunConfig, config_keys, validate_config, with_values
+from genrec.pipeline import stage_keys
 from genrec.strict_yaml import parse_yaml
+from sweeps.finalists import plan_finalists
 from sweeps.schema import schema_text, sweep_schema
+from sweeps.space import value_at
 from sweeps.spec import SweepSpec, load_spec
+from sweeps.unread_settings import UNREAD, faults_of_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +153,79 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"constraints: [train.batch_size > 1000]\n{GRID}", "none of 3 points is feasible"),
         (f"constraints: train.batch_size > 10\n{GRID}", "1: constraints: got"),
         (f"base_values: {{}}\n{GRID}", "base_values: unknown key"),
-        ("space: {evaluation.monitor: {type: grid, values: [loss]}}\n", "the sweep's metric decides"),
+        (
+            "space: {evaluation.monitor: {type: grid, values: [loss]}}\n",
+            "1: space.evaluation.monitor: the sweep's metric",
+        ),
+        (f"derive: {{evaluation.monitor: train.epochs}}\n{GRID}", "1: derive.evaluation.monitor: the sweep's metric"),
+        (
+            "space: {lr: {type: grid, values: [1]}}\n",
+            "1: space.lr: unknown setting; did you mean 'train.learning_rate'?",
+        ),
+        (f"set: {{train.bs: 3}}\n{GRID}", "1: set.train.bs: unknown setting; did you mean 'train.batch_size'?"),
+        (
+            f"finalists: {{set: {{train.batch_size: 512}}}}\n{GRID}",
+            "1: finalists.set.train.batch_size: got 512; was chosen by",
+        ),
+        (
+            f"finalists: {{set: {{train.warmup_steps: 5}}}}\nderive: {{train.warmup_steps: train.batch_size}}\n{GRID}",
+            "1: finalists.set.train.warmup_steps: got 5; was chosen by the search",
+        ),
+        (
+            "space: {tiger.attn_dim: {type: grid, values: [64, 96]}}\nfinalists: {set: {tiger.num_heads: 6}}\n"
+            "set: {tiger.attn_dim: 96}\n",
+            "2: finalists.set: a trial with {'tiger.attn_dim': 64} could be no finalist: tiger: attn_dim (64) must be",
+        ),
+        (
+            "space: {tiger.attn_dim: {type: int, low: 48, high: 96000, step: 48}}\nset: {tiger.attn_dim: 48}\n"
+            "finalists: {set: {tiger.num_heads: 5}}\nbudget: {trials: 3}\n",
+            "3: finalists.set: tiger: attn_dim (48)",
+        ),
+        (
+            f"{GRID}derive: {{train.warmup_steps: 100 // train.epochs - 2}}\n"
+            "finalists: {set: {train.epochs: 90}}\n",
+            "could be no finalist: derive.train.warmup_steps: '100 // train.epochs - 2'",
+        ),
+        (
+            f"scheduler: {{type: asha, grace_epochs: 500}}\n{GRID}",
+            "1: scheduler.grace_epochs: got 500; no trial has more than 10",
+        ),
+        (
+            f"sampler: {{type: gp, grid: shuffled}}\nbudget: {{trials: 3}}\n{SAMPLED}",
+            "1: sampler.grid: the space has no grid",
+        ),
+        (
+            "space: {tracking.tensorboard: {type: grid, values: [true, false]}}\n",
+            "1: space.tracking.tensorboard: no trial's result",
+        ),
+        (
+            "space: {save_dir_root: {type: grid, values: [a, b]}}\n",
+            "1: space.save_dir_root: no trial's result depends on it",
+        ),
+        (
+            f"derive: {{evaluation.batch_size: train.batch_size}}\n{GRID}",
+            "1: derive.evaluation.batch_size: no trial's result",
+        ),
+        (
+            "space: {evaluation.seen: {type: grid, values: [keep, exclude]}}\n",
+            "1: space.evaluation.seen: decides on what",
+        ),
+        (
+            "space: {evaluation.max_users: {type: grid, values: [50, 100]}}\n",
+            "1: space.evaluation.max_users: decides on what",
+        ),
+        (
+            "space: {dataset.k_core: {type: grid, values: [0, 5]}}\n",
+            "1: space.dataset.k_core: decides on what and how a trial",
+        ),
+        (
+            "space: {tokenizer.rqvae.epochs: {type: grid, values: [5, 10]}}\nset: {tokenizer.kind: rkmeans}\n",
+            "1: space.tokenizer.rqvae.epochs: no trial reads it while tokenizer.kind is rkmeans",
+        ),
+        (
+            "space: {train.crop_probability: {type: grid, values: [0.1, 0.2]}}\n",
+            "1: space.train.crop_probability: no trial reads it while train.augmentation is false",
+        ),
         ("space: {train.batch_size: 3}\n", "1: space.train.batch_size: got 3; expected a mapping with a type"),
         ("space: 3\n", "1: space: got 3"),
         ("name: x\n", "space: got nothing; a sweep needs a search space"),
@@ -165,6 +241,110 @@ def test_a_wrong_file_is_refused_with_line_key_value_and_rule(tmp_path: Path, te
     assert all(fault.startswith("sweep.yaml") for fault in faults)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        "train.augmentation: {type: grid, values: [true, false]}, train.crop_probability: {type: int, low: 0, high: 1}",
+        "data: {type: choice, zip: {train.epochs: [5, 10], tracking.tensorboard: [true, false]}}",
+        "dataset.table.text_columns: {type: choice, values: [[], [brand]]}",
+    ],
+)
+def test_a_setting_that_some_trial_reads_may_be_searched(tmp_path: Path, space: str):
+    load_spec(write(tmp_path, f"space: {{{space}}}\nbudget: {{trials: 3}}\n"))
+
+
+def test_every_setting_that_no_stage_reads_is_known_and_no_other():
+    files = ("embeddings.path", "tokenizer.pretrained_rqvae_path")
+    known = [key for key in config_keys() if not key.startswith("dataset.") and key not in files]
+    bases = [
+        {"train.augmentation": True, "tokenizer.pca_dim": 4, "embeddings.cooccurrence_dim": 4},
+        {"tokenizer.rqvae.gradient": "gumbel", "tokenizer.rqvae.sinkhorn_levels": [1]},
+        {"embeddings.encoder": "sentence_transformer", "tiger.encoder": "bidirectional"},
+    ]
+    tried = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        0.5,
+        12,
+        64,
+        True,
+        False,
+        "x",
+        [],
+        [2],
+        ["x"],
+        [1, 10],
+        "loss",
+        "exclude",
+        "train+validation",
+    ]
+    tried += [word for key in known for word in get_args(config_keys()[key].annotation) if isinstance(word, str)]
+    for key in known:
+        keys = set()
+        for base in bases:
+            values = RunConfig().to_dict()
+            for value in [value_at(values, key), *tried]:
+                try:
+                    config = validate_config(with_values(with_values(values, base), {key: value}))
+                except ConfigError:
+                    continue
+                keys.add((str(base), stage_keys(config)["tiger"]))
+        no_stage_reads_it = len(keys) == len(bases)
+        assert no_stage_reads_it == any(key == name or key.startswith(f"{name}.") for name in UNREAD), key
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "words"),
+    [
+        ("tokenizer.rqvae.epochs", {"tokenizer.kind": "rkmeans"}, "tokenizer.kind is rkmeans"),
+        ("tokenizer.rqvae.gumbel_temperature", {}, "tokenizer.rqvae.gradient is straight_through"),
+        ("tokenizer.rqvae.sinkhorn_epsilon", {}, "tokenizer.rqvae.sinkhorn_levels is []"),
+        ("tokenizer.pca_whitening", {}, "tokenizer.pca_dim is null"),
+        ("tokenizer.seed", {"tokenizer.pretrained_rqvae_path": "x"}, "tokenizer.pretrained_rqvae_path is x"),
+        ("train.mask_probability", {}, "train.augmentation is false"),
+        ("embeddings.dim", {"embeddings.encoder": "npy"}, "embeddings.encoder is npy"),
+        ("embeddings.model", {}, "embeddings.encoder is lsa"),
+        ("embeddings.cooccurrence_weight", {}, "embeddings.cooccurrence_dim is 0"),
+    ],
+)
+def test_a_setting_that_needs_another_is_not_read_without_it(path: str, base: dict[str, Any], words: str):
+    config = with_values(RunConfig().to_dict(), base)
+    values = {key: value_at(config, key) for key in config_keys()}
+    assert [fault.partition(" while ")[2] for fault in faults_of_path(path, [], values)] == [words]
+    assert list(faults_of_path(path, [words.partition(" is ")[0]], values)) == []  # where that varies too
+
+
+def test_the_command_line_may_not_set_what_is_searched(tmp_path: Path):
+    path = write(tmp_path, f"{GRID}derive: {{train.warmup_steps: train.batch_size}}\n", "sweep.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_spec(path, config_overrides={"train.batch_size": 7, "train.warmup_steps": 3, "train.epochs": 2})
+    assert caught.value.faults == [
+        "--set train.batch_size: is searched by space.train.batch_size, so no trial would have this value; "
+        "fix: take it out of the space",
+        "--set train.warmup_steps: is computed by derive.train.warmup_steps, so no trial would have this value",
+    ]
+    conditional = """
+space:
+  train.optimizer: {type: grid, values: [adamw, muon]}
+  train.batch_size: {type: grid, values: [32, 64], when: {train.optimizer: muon}}
+"""
+    spec = load_spec(write(tmp_path, conditional), config_overrides={"train.batch_size": 7})
+    assert spec.base_config().train.batch_size == 7  # of trials with adamw
+
+
+def test_what_is_derived_from_a_setting_of_the_finalists_follows_it_but_in_the_base(tmp_path: Path):
+    text = f"{GRID}derive: {{train.warmup_steps: 10 * train.epochs}}\nfinalists: {{set: {{train.epochs: 30}}}}\n"
+    spec = load_spec(write(tmp_path, text))
+    config = spec.search_space.build(spec.base_values, {"train.batch_size": 32})
+    assert config.train.warmup_steps == 100
+    runs = plan_finalists(spec, [(0, config)])
+    steps = {run.finalist: run.config["train"]["warmup_steps"] for run in runs}
+    assert steps == {0: 300, "base": spec.base_config().train.warmup_steps}
+
+
 def test_one_mistake_gives_one_line_and_many_give_all(tmp_path: Path):
     text = f"name: ../x\nbase: nowhere\nset: {{train.epoch: 1}}\nmode: minimise\nbudget: {{trails: 3}}\n{GRID}"
     assert len(faults_of(tmp_path, text)) == 5
@@ -173,6 +353,8 @@ def test_one_mistake_gives_one_line_and_many_give_all(tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
         load_spec(tmp_path / "gone.yaml")
+    with pytest.raises(ConfigError, match="is a folder; expected a file"):
+        load_spec(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +462,20 @@ def test_the_schema_refuses_what_an_editor_should_mark(sweep: dict):
         jsonschema.validate(sweep, sweep_schema())
 
 
-def test_reading_a_spec_loads_nothing_heavy_and_is_quick(tmp_path: Path):
+def test_what_ends_a_search_is_told_by_its_name(tmp_path: Path):
+    def how_many(budget: str) -> str:
+        return load_spec(write(tmp_path, f"{SAMPLED}budget: {{{budget}}}\n")).budget.how_many
+
+    assert how_many("trials: 5, time: 1h") == "5"
+    assert how_many("cpu_hours: 2") == "until the CPU-hours are spent"
+    assert how_many("time: 1h, cost: 3, price_per_hour: 1") == "until the time or money is spent"
+
+
+def test_reading_a_spec_loads_nothing_heavy(tmp_path: Path):
     path = write(tmp_path, GRID)
     program = (
         "import sys\nfrom sweeps.spec import load_spec\nload_spec(sys.argv[1])\n"
         "print(sorted({'torch', 'ray', 'optuna', 'numpy', 'wandb'} & set(sys.modules)))"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.perf_counter() - started < 5

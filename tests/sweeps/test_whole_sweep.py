@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,7 @@ def command(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[st
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a sweep that ran to its end."""
-    storage = tmp_path_factory.mktemp("undisturbed")
+    storage = tmp_path_factory.mktemp("undisturbed") / "its storage"
     done = command("sweeps", "run", str(SPEC), "--storage", str(storage))
     assert done.returncode == 0, done.stderr
     (storage / "run.out").write_text(done.stdout)
@@ -108,7 +109,7 @@ def test_the_test_split_is_opened_by_the_finalists_only(undisturbed: Path) -> No
 def test_the_printed_next_commands_work(undisturbed: Path) -> None:
     lines = (undisturbed / "run.out").read_text().split("next:\n")[1].splitlines()
     for line in lines:
-        done = command(*line.split())
+        done = command(*shlex.split(line))
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
@@ -294,7 +295,7 @@ def test_a_sweep_in_an_object_store_goes_on_on_another_machine_and_comes_to_the_
     assert [name for name in store.names() if name.endswith("/claim")] == []
     evaluate = next(line for line in done.stdout.splitlines() if "genrec evaluate" in line)
     assert f"--store {s3}/.artifacts" in evaluate
-    again = command(*evaluate.split())
+    again = command(*shlex.split(evaluate))
     assert again.returncode == 0, again.stderr
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     for name in store.names():

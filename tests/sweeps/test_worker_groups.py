@@ -21,9 +21,9 @@ from genrec.artifacts import ArtifactStore
 from genrec.checkpoint import generations, load_checkpoint
 from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import run_pipeline, stage_keys
-from sweeps.ray_cluster import Resources
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
+from sweeps.resources import Resources
 from sweeps.spec import load_spec
 from sweeps.stopping import Promotion
 
@@ -36,8 +36,9 @@ SETTINGS = {"dataset.synthetic.num_users": USERS, "tokenizer.kind": "rkmeans", "
 
 
 def config_of(**values: Any) -> RunConfig:
-    base = load_spec(Path(__file__).with_name("tiny.yaml"), config_overrides=SETTINGS).base_config()
-    return validate_config(with_values(base.to_dict(), {key.replace("__", "."): v for key, v in values.items()}))
+    base = load_spec(Path(__file__).with_name("tiny.yaml")).base_config()
+    given = {key.replace("__", "."): value for key, value in values.items()}
+    return validate_config(with_values(base.to_dict(), SETTINGS | given))
 
 
 def payload_of(config: RunConfig, **further: Any) -> dict[str, Any]:
