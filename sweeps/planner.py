@@ -19,7 +19,7 @@ from genrec.config import RunConfig
 from genrec.errors import InputError
 from sweeps.costs import Shape, memory_bytes, parameters
 from sweeps.measured_speed import measure_speed
-from sweeps.phase_times import finalists_time, search_time
+from sweeps.phase_times import conclusion_seconds, finalists_time, search_time
 from sweeps.plan import Plan, Range
 from sweeps.recorded_speed import recorded_speed
 from sweeps.space import Point
@@ -72,7 +72,9 @@ def plan_sweep(
             processes=_processes(spec, slots),
             threads=max(1, int(resources.cpus_per_worker)),
         )
-        speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
+        speed = slower = of_one
+        if resources.most_workers > 1:
+            speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
     taken_over = _taken_over(spec, storage)
     plan = make_plan(spec, bench, slots, speed, taken_over)
     if slower is not None and resources.fewest_workers < resources.most_workers:
@@ -216,6 +218,7 @@ def make_plan(
         epochs_without_stopping=_scaled_epochs(new, len(done), trials),
         search=search,
         finalists=finalists,
+        conclusion_seconds=conclusion_seconds(bench.work(spec.base_config()).test_users),
         speed=speed,
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import statistics
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from sweeps.planner import (
 from sweeps.recorded_speed import recorded_speed
 from sweeps.rehearsal import Clock, Played, rehearse
 from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
-from sweeps.speed import Pace, Sample, Samples, Speed
+from sweeps.speed import GROUP_START, Pace, Sample, Samples, Speed
 from sweeps.stopping import Rule, rule_of
 from sweeps.work import Workbench
 
@@ -271,6 +272,8 @@ def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, b
     assert whole.finalists is not None
     assert whole.search.epochs == 18
     assert whole.finalists.runs == 4  # the best and the base, two seeds each
+    assert whole.seconds == whole.search.seconds + whole.finalists.seconds + whole.conclusion_seconds
+    assert whole.conclusion_seconds > 0
     expected = 6 * (3 * work.epoch_seconds(SPEED) + SPEED.setup) + 5 * 0.1
     assert whole.search.busy_seconds == pytest.approx(expected, rel=0.1)
     assert whole.hours(2.0) == pytest.approx(2 * whole.hours(1.0))
@@ -458,6 +461,40 @@ def test_planned_stands_against_actual(tmp_path: Path, bench: Workbench):
         assert 3 * work.epoch_seconds(speed) + speed.setup == pytest.approx(4.0, rel=0.05)
 
 
+def test_neither_a_night_between_two_drivers_nor_what_was_taken_over_counts_as_work(tmp_path: Path):
+    """Two trials of ten seconds side by side in the evening, one of ten in the morning."""
+    spec = tiny(tmp_path)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        for _ in range(3):
+            task = ledger.next()
+            assert task is not None
+            ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.1})
+            ledger.finish(task.id, "completed", {"duration": 10.0})
+        evening = datetime(2026, 1, 1, 22).astimezone()
+        ten, night = timedelta(seconds=10), timedelta(hours=9)
+        [a, b, c] = ledger.trials()
+        a = dataclasses.replace(a, started=evening, finished=evening + ten)
+        b = dataclasses.replace(b, started=evening + ten / 2, finished=evening + 1.5 * ten)
+        c = dataclasses.replace(c, started=evening + ten, finished=evening + night + ten)  # interrupted, and resumed
+        taken = dataclasses.replace(
+            c, source={"sweep": "earlier"}, started=evening + night, finished=evening + 2 * night
+        )
+        sizes = [(evening, 2), (evening + 2 * ten, 0), (evening + night, 2), (evening + night + 2 * ten, 0)]
+        ledger.set_fact("cluster_sizes", [[at.timestamp(), cpus, 0, 1 if cpus else 0] for at, cpus in sizes])
+        ledger.trials = lambda: [a, b, c, taken]  # type: ignore[method-assign]
+        rows = {name: actual for name, _, actual in planned_against_actual({}, ledger)}
+    assert rows["search seconds"] == pytest.approx(20 + 10)
+    assert rows["trials"] == 4
+    assert rows["epochs"] == 3
+    assert rows["search slot seconds"] == 30.0
+
+
+def test_a_measurement_that_does_not_end_is_given_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sweeps.measured_speed.PATIENCE", 0.01)
+    with pytest.raises(InputError, match=r"took more than 0.01 s; fix: .*--like NAME.*--no-measure"):
+        measure_speed([load_spec(TINY).base_config()], bench.store.address)
+
+
 @pytest.mark.slow
 def test_the_measured_speed_predicts_a_training(bench: Workbench):
     """Loosely, because tests share their machine: the real check is a report's planned against actual."""
@@ -506,8 +543,9 @@ def test_an_elastic_sweep_is_priced_with_its_most_and_its_fewest_workers(
         plans[name] = plan_sweep(spec, tmp_path, cpus=4)
     elastic = plans["elastic"]
     assert elastic.search == plans["four"].search
-    assert elastic.search_with_fewest == plans["one"].search
-    assert elastic.search_with_fewest.seconds > elastic.search.seconds
+    single = plans["one"].search.seconds
+    assert elastic.search_with_fewest.seconds == pytest.approx(single + 6 * GROUP_START)  # trials one after the other
+    assert elastic.search_with_fewest.seconds > elastic.search.seconds > 6 * GROUP_START
     assert "if every trial has only its fewest workers (1)" in "\n".join(plan_lines(elastic))
     assert plans["four"].search_with_fewest is None
 
