@@ -69,17 +69,23 @@ class ArtifactStore:
         return (self._final(stage, key) / DONE).is_file()
 
     def ensure(
-        self, stage: str, key: str, build: Callable[[Path], dict[str, Any]], notice: Callable[[str], None]
+        self,
+        stage: str,
+        key: str,
+        build: Callable[[Path], dict[str, Any]],
+        notice: Callable[[str], None],
+        waiting: Callable[[], None] = lambda: None,
     ) -> tuple[Path, bool]:
         """The artifact's folder, built by `build(folder)` if there is none; and whether it was built here.
 
-        `build` returns facts for `DONE`. Only one process builds a key; others wait, telling `notice` now and then.
+        `build` returns facts for `DONE`. Only one process builds a key; others wait, telling `notice` now and then, and
+        calling `waiting` at every look whether it is there: what that raises ends the wait.
         """
         final = self._final(stage, key)
         if self._is_here(stage, key):
             return final, False
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = self._claim(stage, key, notice)
+        lock = self._claim(stage, key, notice, waiting)
         try:
             if self._is_here(stage, key):
                 return final, False
@@ -112,7 +118,7 @@ class ArtifactStore:
         """Its file is never removed: who waits for a file that is gone and who makes a new one would both be alone."""
         return FileLock(self.root / f".{stage}-{key}.lock")
 
-    def _claim(self, stage: str, key: str, notice: Callable[[str], None]) -> FileLock:
+    def _claim(self, stage: str, key: str, notice: Callable[[str], None], waiting: Callable[[], None]) -> FileLock:
         lock = self._lock(stage, key)
         told = time.monotonic()
         while True:
@@ -123,6 +129,7 @@ class ArtifactStore:
                 if time.monotonic() - told > NOTICE_SECONDS:
                     notice(f"waiting for {stage} {key}, which another process is making")
                     told = time.monotonic()
+                waiting()
                 time.sleep(POLL_SECONDS)
 
     def _publish(self, part: Path, final: Path, facts: dict[str, Any]) -> None:

@@ -1,8 +1,11 @@
-"""A lease: one holder at a time, named, and taken over when it is dead.
+"""A lease: the right to do something, held by one process at a time, and taken over when that process is dead.
 
-The holder leaves a note: host, pid, boot id, and a count that its heartbeat moves on. Where the note is kept differs (a
-file, a row in a database, an object in a store); how it is read does not. A holder on this machine is asked of the
-kernel; of one elsewhere the note is watched, so that no two clocks decide.
+The holder writes a note: its host, pid and boot id, and a count that it increases every few seconds (its heartbeat).
+The note is kept in a file, in a row of a database or in an object of a store; its content is the same everywhere.
+
+Is the holder dead? If it ran on this machine, the kernel knows. If it runs on another machine, we watch the note: when
+it has not changed for some time by our own clock, the holder counts as dead. The times in the note are not compared
+with our clock, since the clocks of two machines differ.
 """
 
 from __future__ import annotations
@@ -36,18 +39,18 @@ class Note(Protocol):
 
 
 class Lease:
-    """Held by this process from `try_acquire` to `release`, and kept alive by a thread."""
+    """Held by this process from `try_acquire` to `release`. A thread writes the heartbeats."""
 
     def __init__(self, note: Note, *, beat: float, expiry: float, locked: bool = False):
-        """`beat`: seconds between two heartbeats; `expiry`: without a heartbeat, until a holder on another machine
-        counts as dead. `locked`: who asks holds the kernel's lock already, so that no other process of this machine
-        can be alive in it."""
+        """`beat`: seconds between two heartbeats. `expiry`: seconds without a heartbeat after which a holder on another
+        machine counts as dead. `locked`: the caller already has the kernel's lock for the same thing, so a holder on
+        this machine that the note names cannot be alive."""
         self.seen_alive = False
         "whether the present holder has shown a sign of life, after `try_acquire` failed"
         self.predecessor: str | None = None
         "token of the holder from whom this one took over"
         self.facts: dict[str, Any] = {}
-        "what the holder keeps in the note beside its name; what the one before has kept is taken over"
+        "what the holder keeps in the note beside its name; it begins with what the holder before has kept there"
         self._note = note
         self._beat, self._expiry, self._locked = beat, expiry, locked
         self._watched: tuple[str | None, float] | None = None
@@ -64,8 +67,8 @@ class Lease:
         return str(self._owner.get("token"))
 
     def try_acquire(self) -> bool:
-        """Take over from nobody or from a dead holder; never waits. Of one on another machine it is known `expiry`
-        seconds after the first try at the earliest."""
+        """Take the lease if nobody holds it, or if its holder is dead. Never waits: call it again. That a holder on
+        another machine is dead shows `expiry` seconds after the first call at the earliest."""
         found = self._note.read()
         holder = parsed(found)
         if holder and self._may_live(holder, found):
@@ -96,7 +99,7 @@ class Lease:
             return parsed(self._note.read())
 
     def is_held(self) -> bool:
-        """Whether this process still holds it; asked before anything that nobody else may do."""
+        """Whether this process still holds it. Ask before everything that only the holder may do."""
         silent = time.monotonic() - self._beaten > self._expiry / 2
         return self._text is not None and (not silent or self._renew())
 
@@ -116,7 +119,7 @@ class Lease:
             self._text = None
 
     def abandon(self) -> None:
-        """End it without a word: the note is deleted by the caller."""
+        """Stop the heartbeats and leave the note as it is; the caller deletes it."""
         self._stop()
         self._text = None
 
@@ -152,7 +155,7 @@ class Lease:
 
 
 def parsed(text: str | None) -> dict[str, Any]:
-    """A note as it was written; empty for none, or for one that makes no sense."""
+    """A note's content; empty if there is none, or if it cannot be read."""
     try:
         note = json.loads(text or "null")
     except ValueError:
@@ -161,7 +164,7 @@ def parsed(text: str | None) -> dict[str, Any]:
 
 
 def is_alive_here(holder: Mapping[str, Any]) -> bool | None:
-    """Whether a noted holder lives, as far as this machine can tell; None: it runs, or ran, on another one."""
+    """Whether the holder that a note names is alive; None: it is on another machine, so this one cannot tell."""
     if not holder or holder.get("released"):
         return False
     if any(holder.get(key) != value for key, value in _this_place().items()):
@@ -179,7 +182,8 @@ def this_process() -> dict[str, Any]:
 
 
 def _this_place() -> dict[str, Any]:
-    """What tells one machine, from one start to the next, from others; containers have pids of their own."""
+    """What tells this machine, since its last start, from others. The namespace is there since each container counts
+    its own pids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         pids = os.stat("/proc/self/ns/pid").st_ino
@@ -189,8 +193,8 @@ def _this_place() -> dict[str, Any]:
 
 
 def _started_ticks(pid: int) -> int | None:
-    """When a process was started, in the kernel's ticks: a pid that was given again is another process. None: it is
-    gone."""
+    """When a process was started, in the kernel's ticks; None: there is no such process. The kernel gives a pid again,
+    and only the time of the start tells the old process from the new one."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:

@@ -78,21 +78,31 @@ def run_pipeline(
     report: Report | None = None,
     launch: Launch | None = None,
     tracked: TrackedRun | None = None,
+    waiting: Report | None = None,
 ) -> PipelineResult:
     """Make sure that every stage up to `until`, or those of `stages`, is in the store.
 
-    `report` gets TIGER's epochs when no `launch` is given. `tracked`: what trackers call the run.
+    `report` gets TIGER's epochs when no `launch` is given. A `launch` passes its loop a report of its own, which may
+    end the training by raising; a tokenizer gives it a sign of life after every epoch, which is no row to keep:
+    `{"stage": "tokenizer", "stage_epoch": 3, "stage_epochs": 90}`. `waiting` gets `{"stage": ...}` again and again
+    while another process makes what is needed here, and may raise as well. `tracked`: what trackers call the run.
     """
     keys = stage_keys(config)
     result = PipelineResult()
-    run = launch or (lambda loop, argument: loop(argument, report or _no_report))
+    run = launch or functools.partial(_run_here, report or _no_report)
     for stage in stages or STAGES[: STAGES.index(until) + 1]:
         argument = {"stage": stage, "config": config.to_dict(), "store": store.address, "tracked": tracked}
-        _, built = store.ensure(stage, keys[stage], functools.partial(_build, argument, keys, run), logger.info)
+        build = functools.partial(_build, argument, keys, run)
+        wait = functools.partial(waiting or _no_report, {"stage": stage})
+        _, built = store.ensure(stage, keys[stage], build, logger.info, wait)
         result.keys[stage] = keys[stage]
         (result.trained if built else result.reused).append(stage)
         logger.info("%s %s: %s", stage, keys[stage], "made" if built else "reused")
     return result
+
+
+def _run_here(report: Report, loop: Loop, argument: dict[str, Any]) -> None:
+    loop(argument, report if argument["stage"] == "tiger" else _no_report)
 
 
 def _build(argument: dict[str, Any], keys: dict[Stage, str], run: Launch, folder: Path) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
             tokenizer = train_tokenizer(config.tokenizer, vectors_NE)
         else:
             tracked = replace(tracked, name=f"tokenizer-{keys['tokenizer']}", job_type="tokenizer")
-            tokenizer = _tracked_tokenizer(config, vectors_NE, tracked, folder / CHECKPOINTS)
+            tokenizer = _tracked_tokenizer(config, vectors_NE, tracked, folder / CHECKPOINTS, report)
         if rank_and_world()[0] == 0:
             save_tokenizer(folder / "model", tokenizer)
         return
@@ -159,8 +169,10 @@ def train_stage(argument: dict[str, Any], report: Report) -> None:
         save_checkpoint(folder / "model", model.state_dict(), facts)
 
 
-def _tracked_tokenizer(config: RunConfig, vectors_NE: Tensor, run: TrackedRun, checkpoints: Path) -> Tokenizer:
-    """Train it; its epochs go to the log, every tenth of them, and to the trackers."""
+def _tracked_tokenizer(
+    config: RunConfig, vectors_NE: Tensor, run: TrackedRun, checkpoints: Path, report: Report
+) -> Tokenizer:
+    """Train it; its epochs go to the log, every tenth of them, and to the trackers. `report` gets signs of life."""
     log_some = _log_tenth(config)
     with open_tracker(config.tracking, run, config.to_dict()) as tracker:
         curve = TrainingCurve(tracker, config.tracking.wandb_log_interval)
@@ -168,6 +180,8 @@ def _tracked_tokenizer(config: RunConfig, vectors_NE: Tensor, run: TrackedRun, c
         def tell(row: dict[str, Any]) -> None:
             log_some(row)
             curve.log_epoch(row)
+            epochs = config.tokenizer.rqvae.epochs
+            report({"stage": "tokenizer", "stage_epoch": row["epoch"], "stage_epochs": epochs})
 
         return train_tokenizer(config.tokenizer, vectors_NE, report=tell, folder=checkpoints)
 

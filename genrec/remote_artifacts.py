@@ -76,16 +76,18 @@ class RemoteArtifactStore(ArtifactStore):
         self._missing_at[found.name] = time.monotonic()
         return False
 
-    def ensure(self, stage: str, key: str, build: Build, notice: Notice) -> tuple[Path, bool]:
+    def ensure(
+        self, stage: str, key: str, build: Build, notice: Notice, waiting: Callable[[], None] = lambda: None
+    ) -> tuple[Path, bool]:
         """As in a folder; one process of all nodes builds, the others wait and copy."""
         made = False
 
         def fill(part: Path) -> dict[str, Any]:
             nonlocal made
-            facts, made = self._fill(_Stage(self.objects, stage, key), part, build, notice)
+            facts, made = self._fill(_Stage(self.objects, stage, key), part, build, notice, waiting)
             return facts
 
-        folder, _ = super().ensure(stage, key, fill, notice)
+        folder, _ = super().ensure(stage, key, fill, notice, waiting)
         return folder, made
 
     def discard(self, stage: str, key: str) -> bool:
@@ -106,7 +108,9 @@ class RemoteArtifactStore(ArtifactStore):
         self.objects.delete(self.objects.names(found.at("")))
         return True
 
-    def _fill(self, found: _Stage, part: Path, build: Build, notice: Notice) -> tuple[dict[str, Any], bool]:
+    def _fill(
+        self, found: _Stage, part: Path, build: Build, notice: Notice, waiting: Callable[[], None]
+    ) -> tuple[dict[str, Any], bool]:
         """Copy the artifact into `part`, or build it there and publish it; its facts, and whether it was built."""
         lease, told = found.lease(), time.monotonic()
         while True:
@@ -126,6 +130,7 @@ class RemoteArtifactStore(ArtifactStore):
             if time.monotonic() - told > artifacts.NOTICE_SECONDS:
                 notice(f"waiting for {found.name}, which {_named(lease.holder())} is making")
                 told = time.monotonic()
+            waiting()
             time.sleep(POLL_SECONDS)
 
     def _build(self, found: _Stage, lease: Lease, part: Path, build: Build) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -96,8 +96,7 @@ def parse_yaml(text: str, source: str = "<text>") -> YamlDocument:
             raise YamlError(f"{source}: the file is empty; expected a mapping of keys to values")
         if not isinstance(node, yaml.MappingNode):
             raise YamlError(f"{source}:{node.start_mark.line + 1}: expected a mapping of keys to values at the top")
-        if _num_values(node, {}, source) > MAX_VALUES:
-            raise YamlError(f"{source}: more than {MAX_VALUES} values once its aliases are written out")
+        _checked(node, source)
         lines: dict[tuple[str, ...], int] = {}
         _collect_lines(node, (), lines, source)
         return YamlDocument(source, loader.construct_document(node), lines)
@@ -107,16 +106,16 @@ def parse_yaml(text: str, source: str = "<text>") -> YamlDocument:
         raise YamlError(f"{at}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise YamlError(f"{source}: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise YamlError(f"{source}: nested too deeply") from None
 
 
 def parse_scalar(text: str) -> Any:
     """The value of `text` in `--set key=text`: any one-line YAML value."""
     try:
         _check_events(text, "value")
-        return _Loader(text).get_single_data()
-    except (yaml.YAMLError, YamlError, RecursionError) as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(_checked(node, "value"))
+    except (yaml.YAMLError, YamlError) as error:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise YamlError(f"cannot read the value {text[:80]!r}: {reason}") from None
 
@@ -141,20 +140,40 @@ def _check_events(text: str, source: str) -> None:
             raise YamlError(f"{at}: more than {MAX_ALIASES} aliases")
 
 
-def _num_values(node: yaml.Node, known: dict[int, int], source: str) -> int:
-    """Values at and below `node`, aliases written out. Each node is visited once, so a bomb is counted, not built."""
+def _checked(node: yaml.Node, source: str) -> yaml.Node:
+    """The node, unless it is too much once its aliases are written out."""
+    if _size(node, {}, source).values > MAX_VALUES:
+        raise YamlError(f"{source}: more than {MAX_VALUES} values once its aliases are written out")
+    return node
+
+
+class _Size(NamedTuple):
+    """Of a node with its aliases written out."""
+
+    values: int
+    depth: int
+
+
+def _size(node: yaml.Node, known: dict[int, _Size | None], source: str) -> _Size:
+    """Values at and below `node`, and how deeply they are nested. Each node is visited once, so a bomb is counted, not
+    built."""
     if id(node) in known:
-        if known[id(node)] == 0:
+        found = known[id(node)]
+        if found is None:
             raise YamlError(f"{source}:{node.start_mark.line + 1}: an anchor that contains itself")
-        return known[id(node)]
-    known[id(node)] = 0
+        return found
+    known[id(node)] = None
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
-    known[id(node)] = 1 + sum(_num_values(child, known, source) for child in children)
-    return known[id(node)]
+    below = [_size(child, known, source) for child in children]
+    size = _Size(1 + sum(part.values for part in below), 1 + max((part.depth for part in below), default=-1))
+    if size.depth > MAX_DEPTH:
+        raise YamlError(f"{source}:{node.start_mark.line + 1}: nested more than {MAX_DEPTH} levels deep by aliases")
+    known[id(node)] = size
+    return size
 
 
 def _collect_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], source: str) -> None:

@@ -19,8 +19,8 @@ def hours(trial_seconds: float, resources: ResourcesSpec) -> dict[str, float]:
 class Budget:
     """What the search may still spend.
 
-    `elapsed` tells the seconds of all sessions so far; `spent` are the seconds that trials ran in earlier ones; `best`
-    is the best value so far; `target`: whether the target is looked at.
+    `elapsed` tells the seconds of the search in all sessions so far; `spent` are the seconds that trials ran in earlier
+    ones; `best` is the best value so far; `target`: whether the target is looked at.
     """
 
     def __init__(
@@ -42,6 +42,11 @@ class Budget:
         better = max if self._spec.mode == "max" else min
         self._best = value if self._best is None else better(self._best, value)
 
+    def is_target(self, value: float) -> bool:
+        """Whether a value of the metric is as good as the target asks."""
+        sign = 1 if self._spec.mode == "max" else -1
+        return self._goal is not None and sign * value >= sign * self._goal
+
     def reached(self, trial_seconds: float) -> str | None:
         """The `reason`, after looking again. `trial_seconds`: what all trials of this session ran, those that run now
         included. A limit once reached stays reached."""
@@ -60,9 +65,6 @@ class Budget:
         return [(name, used[name], limit) for name, limit in limits.items() if limit is not None]
 
     def _target(self) -> str | None:
-        if self._goal is None or self._best is None:
-            return None
-        sign = 1 if self._spec.mode == "max" else -1
-        if sign * self._best < sign * self._goal:
+        if self._best is None or not self.is_target(self._best):
             return None
         return f"target: {self._spec.metric} {self._best:.6g} has reached {self._goal:g}"

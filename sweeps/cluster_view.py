@@ -10,7 +10,7 @@ import math
 import re
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -20,7 +20,6 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from genrec.errors import InputError
 from sweeps.resources import Resources, marked, workers_in
-from sweeps.spec import trials_of
 
 PROBE_SECONDS = 5.0
 NODES_ASKED_EVERY = 2.0  # seconds
@@ -110,9 +109,24 @@ class ClusterView:
         return room if self._most is None else min(room, self._most)
 
     def usable(self, avoided: Collection[str]) -> set[str]:
-        """Ids of the nodes that could run a worker of a trial."""
-        fitting = [node for node in self.nodes() if workers_in(node.resources, self._resources.bundle)]
+        """Ids of the nodes that could run a worker of a trial; or all of them, where they have to stay together."""
+        least = self._resources.workers if self._resources.together else 1
+        fitting = [node for node in self.nodes() if workers_in(node.resources, self._resources.bundle) >= least]
         return {node.id for node in fitting} - set(avoided)
+
+    def home(self, avoided: Collection[str], homes: Sequence[str]) -> str | None:
+        """Where a trial whose workers stay together is put: the id of the node that holds most further trials, beside
+        those that have their `homes` already. None if its workers may be anywhere, or no node is there."""
+        if not self._resources.together:
+            return None
+        usable = self.usable(avoided)
+        room = {
+            node.id: self._resources.trials_in([workers_in(node.resources, self._resources.bundle)])
+            - homes.count(node.id)
+            for node in self.nodes()
+            if node.id in usable
+        }
+        return max(sorted(room), key=room.__getitem__, default=None)
 
     def name(self, node_id: str) -> str:
         """A node for a person, also one that has gone."""
@@ -130,6 +144,11 @@ class ClusterView:
     def too_small(self) -> str:
         """What a trial needs and the cluster has."""
         return _too_small(self._resources, self.nodes())
+
+
+def only_on(node_id: str) -> dict[str, str]:
+    """A label selector of Ray for this node alone."""
+    return {ray._raylet.RAY_NODE_ID_KEY: node_id}
 
 
 def elsewhere(avoided: Collection[str]) -> dict[str, str]:
@@ -150,9 +169,8 @@ def trials_at_once(resources: Resources) -> int:
 
 
 def _room(resources: Resources, found: Collection[Node]) -> int:
-    """Trials that the nodes hold side by side; the workers of one may be on several nodes."""
-    workers = sum(workers_in(node.resources, resources.bundle) for node in found)
-    return trials_of(workers, resources.fewest, resources.workers)
+    """Trials that the nodes hold side by side."""
+    return resources.trials_in([workers_in(node.resources, resources.bundle) for node in found])
 
 
 def _too_small(resources: Resources, found: Collection[Node]) -> str:

@@ -77,17 +77,31 @@ class Expression:
         return ", ".join(f"{path}={_lookup(config, path)!r}" for path in sorted(self.paths))
 
 
+class Violation(str):
+    """Why a config breaks a condition, with the values involved."""
+
+    rule: str
+    "the condition alone: equal for all configs that break it"
+
+    @classmethod
+    def of(cls, rule: str, text: str) -> Violation:
+        violation = cls(text)
+        violation.rule = rule
+        return violation
+
+
 @dataclass(frozen=True)
 class Constraint(Expression):
     """One condition."""
 
-    def violation(self, config: Mapping[str, Any]) -> str | None:
+    def violation(self, config: Mapping[str, Any]) -> Violation | None:
         """Why `config` breaks the condition, with the values involved; None if it holds."""
         try:
             holds = self.value(config)
         except Unusable as error:
-            return f"constraint {error}"
-        return None if holds else f"constraint {self.text!r} is false for {self._values(config)}"
+            return Violation.of(f"constraint {error}", f"constraint {error}")
+        rule = f"constraint {self.text!r}"
+        return None if holds else Violation.of(rule, f"{rule} is false for {self._values(config)}")
 
 
 def parse_constraint(text: str) -> Constraint:

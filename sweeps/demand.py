@@ -29,6 +29,7 @@ class PendingGroups:
 
     def __init__(self, resources: Resources):
         self._bundles = [resources.bundle] * resources.workers
+        self._strategy = "STRICT_PACK" if resources.together else "PACK"
         self._groups: list[PlacementGroup] = []
         self._look_at = self._more_at = 0.0
 
@@ -49,7 +50,7 @@ class PendingGroups:
             there = elsewhere(avoided)
             selectors = {"bundle_label_selector": [there] * len(self._bundles)} if there else {}
             while len(self._groups) < trials:
-                self._groups.append(placement_group(self._bundles, **selectors))
+                self._groups.append(placement_group(self._bundles, strategy=self._strategy, **selectors))
 
     def close(self) -> None:
         """Ask for nothing any more."""

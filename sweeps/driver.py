@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from genrec.artifacts import ArtifactStore
-from genrec.config import RunConfig
 from genrec.errors import InputError
-from genrec.object_store import is_url
 from genrec.pipeline import stage_keys
 from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
+from sweeps.disk_need import DiskNeed
 from sweeps.errors import SweepFailed
+from sweeps.failures import FailureLimit
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.folders import artifact_store, storage_of, sweeps_command, url_of
 from sweeps.ledger import FinalistQueue, Ledger
@@ -34,8 +34,8 @@ from sweeps.records import ClusterLost, TrialRecord
 from sweeps.report import write_report
 from sweeps.resources import Resources
 from sweeps.sharing import SharedStages
-from sweeps.spec import SweepSpec
-from sweeps.stopping import BUDGET, GATE, Rule, rule_of
+from sweeps.spec import FinalistsSpec
+from sweeps.stopping import BUDGET, GATE, TARGET, Rule, rule_of, stopped_by
 from sweeps.trial import run_trial, tracked_sweep
 from sweeps.wording import counted
 
@@ -60,9 +60,9 @@ def drive(
     with start_ray(address):
         check: NodeCheck = tuple
         if not is_own_ray():
-            _refuse_groups(ledger.spec, storage)
-            check_nodes(storage, ledger.spec.base_config())
-            check = late_check(storage, ledger.spec.base_config())
+            need = DiskNeed.of(ledger.spec)
+            check_nodes(storage, ledger.spec.base_config(), need)
+            check = late_check(storage, ledger.spec.base_config(), need)
         on_ready()
         run_tasks = functools.partial(run_queue, check_node=check, wait_seconds=wait_seconds)
         with _cluster_noted(ledger, on_event) as tell:
@@ -77,13 +77,16 @@ def drive(
 
 @contextlib.contextmanager
 def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
-    """Keep in the ledger what is told of the cluster in the block: its size over time, and the nodes it avoids."""
+    """Keep in the ledger what is told of the cluster in the block: its size over time, the nodes it avoids, and when it
+    ran what has not ended."""
 
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "cluster":
             note_size(ledger, data)
         elif event == "avoided":
             ledger.set_fact("avoided", {**(ledger.fact("avoided") or {}), task_id: data["reason"]})
+        elif event in ("paused", "halted"):
+            ledger.note_runs(task_id, data["runs"])
         on_event(event, task_id, data)
 
     note_begin(ledger)
@@ -93,15 +96,6 @@ def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
         yield tell
     finally:
         note_end(ledger)
-
-
-def _refuse_groups(spec: SweepSpec, storage: str) -> None:
-    """The workers of a group share a folder for its checkpoints, which an object store is not."""
-    if is_url(storage) and spec.resources.most_workers > 1:
-        raise InputError(
-            f"storage {storage}: trials with resources.workers {spec.resources.workers} on a cluster need a folder "
-            "that all nodes share; fix: --storage FOLDER, or resources.workers 1"
-        )
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -116,12 +110,18 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
 def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, run_tasks: Callable[..., None]) -> None:
     spec = ledger.spec
     ledger.mark("searching")
+    again = sweeps_command("resume", spec.name, storage=storage_of(ledger.folder.parent))
+    failed = sum(record.status == "failed" and record.duplicate_of is None for record in ledger.trials())
+    failures = FailureLimit(spec, again, failed)
 
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
+        failures.see(event, data)
         if event == "finished" and data["status"] != "completed":
-            _discard(store, ledger.config_of(int(task_id.rsplit("-", 1)[1])))
+            _discard_unless_finalist(ledger, store, [ledger.number_of(task_id)])
         elif event == "paused":
             ledger.pause(task_id, data["epoch"])
+        elif event == "condemned":
+            ledger.condemn(task_id, data["epoch"], data["reason"], data["stopped_by"])
         on_event(event, task_id, data)
 
     scheduler, budget = spec.scheduler, _LedgerBudget(ledger)
@@ -133,20 +133,30 @@ def _search(ledger: Ledger, store: ArtifactStore, on_event: OnEvent, run_tasks: 
         history=_curves(ledger, rule),
         epochs_of=lambda payload: payload["config"]["train"]["epochs"],
         budget=budget,
+        should_stop=lambda: failures.exceeded() is not None,
         # A paused trial goes on from its last checkpoint: that has to be the epoch at which it paused.
         **_common(ledger, store, tell, 0.0 if scheduler.type == "promote" else None),
     )
-    _end_search(ledger, budget.reason)
+    if (reason := failures.exceeded()) is not None:
+        ledger.set_fact("stop_reason", "failed trials")
+        ledger.mark("failed")
+        raise SweepFailed(reason)
+    _end_search(ledger, budget)
     records = ledger.trials()
-    for record in records:
-        if record.status in ("stopped", "failed"):
-            _discard(store, ledger.config_of(record.number))
+    _discard_unless_finalist(ledger, store, [r.number for r in records if r.status in ("stopped", "failed")])
     if not ledger.select(1):
         ledger.mark("failed")
-        reasons = sorted({record.reason or record.status for record in records})
-        raise SweepFailed(
-            f"0 of {len(records)} trials have a finite {spec.metric}: " + "; ".join(reasons[:5]) + _gated(records)
-        )
+        raise _nothing_found(ledger, records)
+
+
+def _nothing_found(ledger: Ledger, records: Sequence[TrialRecord]) -> Exception:
+    """Why no trial has a value: nothing could be run, or nothing that was run came to one."""
+    if all(record.status == "infeasible" for record in records):
+        return InputError(f"no trial was run: {ledger.stop_reason}; fix: relax the constraints or narrow the ranges")
+    reasons = "; ".join(sorted({record.reason or record.status for record in records})[:5])
+    gated = sum(stopped_by(r, ledger.spec.scheduler) == GATE for r in records if r.status == "stopped")
+    fix = f"\nthe {GATE} stopped {gated}; fix: loosen `health`, or search other tokenizers" if gated else ""
+    return SweepFailed(f"0 of {len(records)} trials have a finite {ledger.spec.metric}: {reasons}{fix}")
 
 
 def _most_left(ledger: Ledger) -> int | None:
@@ -156,19 +166,15 @@ def _most_left(ledger: Ledger) -> int | None:
     return None if most is None else max(1, most - sum(record.status in over for record in ledger.trials()))
 
 
-def _gated(records: Sequence[TrialRecord]) -> str:
-    """What to do where the health gate has left nothing."""
-    count = sum((record.reason or "").startswith(GATE) for record in records)
-    return f"\nthe {GATE} stopped {count}; fix: loosen `health`, or search other tokenizers" if count else ""
-
-
 class _LedgerBudget(Budget):
     """The budget of a sweep's search; what trials spend is noted in the ledger as it grows."""
 
     def __init__(self, ledger: Ledger):
         known = [value for curve in _curves(ledger, Rule()).values() for _, value in curve]
         best = (max(known) if ledger.spec.mode == "max" else min(known)) if known else None
-        super().__init__(ledger.spec, elapsed=lambda: ledger.elapsed, spent=ledger.earlier_trial_seconds, best=best)
+        super().__init__(
+            ledger.spec, elapsed=lambda: ledger.search_seconds, spent=ledger.earlier_trial_seconds, best=best
+        )
         self._ledger = ledger
 
     def reached(self, trial_seconds: float) -> str | None:
@@ -176,13 +182,15 @@ class _LedgerBudget(Budget):
         return super().reached(trial_seconds)
 
 
-def _end_search(ledger: Ledger, limit: str | None) -> None:
+def _end_search(ledger: Ledger, budget: Budget) -> None:
     """Keep why the search ended; a trial that was interrupted and that the budget does not let go on ends with it."""
-    ledger.stop_reason = limit or ledger.stop_reason
+    ledger.stop_reason = budget.reason or ledger.stop_reason
     ledger.set_fact("stop_reason", ledger.stop_reason)
     for record in ledger.trials():
-        if limit and record.status in ("running", "waiting") and record.duplicate_of is None:
-            ledger.finish(record.id, "stopped", {"reason": f"{BUDGET}: {limit}"})
+        if budget.reason and record.status in ("running", "waiting") and record.duplicate_of is None:
+            values = [row[ledger.spec.metric] for row in record.epochs if ledger.spec.metric in row]
+            by = TARGET if any(map(budget.is_target, values)) else BUDGET
+            ledger.finish(record.id, "stopped", {"reason": f"ended with the budget: {budget.reason}", "stopped_by": by})
     left = [r.id for r in ledger.trials() if r.status in ("running", "waiting") and r.duplicate_of is None]
     if left:
         raise ClusterLost(f"{counted(len(left), 'trial')} of the search did not end: {', '.join(left[:5])}")
@@ -200,8 +208,7 @@ def _reevaluate(
     best = [(record.number, ledger.config_of(record.number)) for record in chosen]
     plans = plan_finalists(spec, best, finalists)
     note_plan(ledger, plans)
-    how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
-    say(f"re-evaluating {len(chosen)} trials and the base config, {how}")
+    say(_what_is_reevaluated(chosen, finalists))
     queue = FinalistQueue(ledger, plans)
     if queue.left:  # or no node need come
         run_tasks(queue, to_do=queue.left, **_common(ledger, store, on_event))
@@ -209,6 +216,19 @@ def _reevaluate(
         ledger.mark("failed")
         reasons = sorted({str(run.result.get("reason")) for run in current_runs(ledger)})
         raise SweepFailed("no finalist came to its end: " + "; ".join(reasons[:5]))
+
+
+def _what_is_reevaluated(chosen: Sequence[TrialRecord], finalists: FinalistsSpec) -> str:
+    """Also which of them the search has not trained to their end."""
+    how = "as they are" if finalists.seeds == 1 else f"{finalists.seeds} seeds each"
+    trials = counted(len(chosen), "trial")
+    if len(chosen) < finalists.top_k:
+        trials += f" (top_k is {finalists.top_k}; no other has a value)"
+    short = [f"{record.id} ({counted(len(record.epochs), 'epoch')})" for record in chosen if record.status == "stopped"]
+    rest = f"; of the trials {len(short)} had been stopped early: {', '.join(short)}" if short else ""
+    if short and finalists.seeds == 1:
+        rest += "; they are trained to their end first"
+    return f"re-evaluating {trials} and the base config, {how}{rest}"
 
 
 def _common(
@@ -256,6 +276,13 @@ def _most_epochs(ledger: Ledger) -> int:
     return max(base.train.epochs, final.train.epochs, *searched)
 
 
-def _discard(store: ArtifactStore, config: RunConfig) -> None:
-    """Checkpoints of a TIGER that will not be trained to its end."""
-    store.discard("tiger", stage_keys(config)["tiger"])
+def _discard_unless_finalist(ledger: Ledger, store: ArtifactStore, numbers: Sequence[int]) -> None:
+    """Remove the checkpoints of trials that nobody will train on. With a single seed, a stopped trial that is
+    re-evaluated goes on from its own."""
+    finalists = finalists_of(ledger)
+    chosen = {record.number for record in ledger.select(finalists.top_k)} if finalists.seeds == 1 else set()
+    for number in numbers:
+        config = ledger.config_of(number)
+        key = stage_keys(config)["tiger"]
+        if number not in chosen or key != stage_keys(ledger.spec.finalist_of(config))["tiger"]:
+            store.discard("tiger", key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from genrec.config import ConfigError, RunConfig
+from sweeps import selection
 from sweeps.driver_lock import DriverLock
 from sweeps.errors import LedgerError, SweepExists
 from sweeps.finalist_queue import FinalistQueue
@@ -29,7 +30,7 @@ from sweeps.records import STATUSES, FinalistRun, PlannedRun, State, Status, Tas
 from sweeps.reuse import EarlierResults
 from sweeps.revisions import KEY, Revision, revise, stored_revisions
 from sweeps.spec import SweepSpec
-from sweeps.study_record import STATUS, StudyRecord, epochs_of, trial_record
+from sweeps.study_record import STATUS, StudyRecord, condemned, epochs_of, trial_record
 from sweeps.study_storage import SPEC, Place, place_of
 
 __all__ = ["FinalistQueue", "FinalistRun", "Ledger", "LedgerError", "PlannedRun", "Study", "Task", "TrialRecord"]
@@ -48,7 +49,7 @@ class Ledger:
     def __init__(self, folder: Path, place: Place, storage: BaseStorage, lock: DriverLock | None):
         self.folder = folder
         self.stop_reason: str | None = None
-        "why `next` handed out nothing: budget, time, grid done, space exhausted or stopped"
+        "why `next` handed out nothing: budget, time, grid done, space exhausted, points that are infeasible, stopped"
         self._place = place
         self._storage = storage
         self._lock = lock
@@ -61,7 +62,11 @@ class Ledger:
         self.earlier_trial_seconds = self._seconds_noted("trials")
         "what the trials of the search ran in earlier sessions, all together"
         self._trial_seconds = 0.0
+        self._earlier_searching = self._earlier_search_seconds()
+        self._searching_since: float | None = None
+        self._searched = 0.0
         if lock is not None:
+            self._end_condemned()
             self._proposer.settle_duplicates()
 
     def _load(self) -> None:
@@ -214,8 +219,9 @@ class Ledger:
         """The next trial to run, or None (`stop_reason` says why).
 
         First what was running when a driver died, with the same number, parameters and seed; then new trials.
-        Raises `LedgerError` when the constraints leave (almost) nothing of the space.
         """
+        if self._searching_since is None:
+            self._searching_since = time.monotonic()
         if self._stopping:
             self.stop_reason = "stopped"
             return None
@@ -238,6 +244,25 @@ class Ledger:
         that was stopped there."""
         self._record.pause(task_id, epoch)
 
+    def note_runs(self, task_id: str, runs: Sequence[Sequence[str | None]]) -> None:
+        """Record when and where a trial or re-evaluation that has not ended ran in this session: [start, end, node] of
+        every time."""
+        record = self._record if self._record.knows(task_id) else self.finalists
+        record.note_runs(task_id, self._session, runs)
+
+    def condemn(self, task_id: str, epoch: int, reason: str, by: str) -> None:
+        """Record that a rule ends a trial at an epoch, before that epoch is reported and before the trial knows. Should
+        the driver die before the trial has ended, the next one ends it."""
+        self._record.condemn(task_id, {"epoch": epoch, "reason": reason, "stopped_by": by})
+
+    def _end_condemned(self) -> None:
+        """Where the epoch was not reported any more, the trial reports it again and is judged again."""
+        for trial in self._record.trials():
+            verdict = condemned(trial)
+            if verdict is not None:
+                self._record.finish(trial.user_attrs["id"], "stopped", verdict)
+                self._reissue.remove(trial.number)
+
     def finish(self, task_id: str, status: str, result: Mapping[str, Any]) -> None:
         """Record the end of a trial as `stopped`, `completed` or `failed`. Its value is the best of its epochs; a
         metric that was not finite, or never reported, makes it failed. A second end is ignored."""
@@ -249,6 +274,21 @@ class Ledger:
     def stop_asking(self) -> None:
         """Hand out nothing any more in this session."""
         self._stopping = True
+
+    @property
+    def search_seconds(self) -> float:
+        """Seconds that the search has taken in all sessions, from the first trial that each asked for to the end of the
+        search. Re-evaluation, conclusion and the start of Ray are not in it."""
+        if self._lock is None:
+            return self._earlier_search_seconds()
+        since = self._searching_since
+        return self._earlier_searching + self._searched + (0.0 if since is None else time.monotonic() - since)
+
+    def _earlier_search_seconds(self) -> float:
+        """Of all sessions as noted. Sessions of earlier versions noted their whole length alone."""
+        attrs = self._record.attrs()
+        lengths = {key.partition(":")[2]: value for key, value in attrs.items() if key.startswith("session:")}
+        return float(sum(attrs.get(f"search:{session}", length) for session, length in lengths.items()))
 
     @property
     def elapsed(self) -> float:
@@ -266,6 +306,8 @@ class Ledger:
         now = time.monotonic()
         if now - self._noted >= at_least:
             self._noted = now
+            # First the part, then the whole: without its part a session counts as nothing but search.
+            self._record.set_attr(f"search:{self._session}", round(self.search_seconds - self._earlier_searching, 3))
             self._record.set_attr(f"session:{self._session}", round(now - self._since, 3))
             if self._trial_seconds:
                 self._record.set_attr(f"trials:{self._session}", round(self._trial_seconds, 3))
@@ -284,7 +326,7 @@ class Ledger:
         budget = self.spec.budget
         if budget.trials is not None and progress.assigned >= budget.trials:
             return "budget"
-        if budget.time is not None and self.elapsed >= budget.time:
+        if budget.time is not None and self.search_seconds >= budget.time:
             return "time"
         if progress.grid_index is None:
             return "grid done" if self.space.pure_grid else "space exhausted"
@@ -294,9 +336,9 @@ class Ledger:
             if progress.duplicates:
                 return "space exhausted"
             tried = progress.assigned + progress.all_infeasible
-            raise LedgerError(
+            return (
                 f"{progress.infeasible} points in a row are infeasible, {progress.all_infeasible} of {tried} in all; "
-                f"the last: {progress.example}; fix: relax the constraints or narrow the ranges"
+                f"the last: {progress.example}"
             )
         return None
 
@@ -336,38 +378,24 @@ class Ledger:
         return self.space.build(base, trial.user_attrs["values"])
 
     def leaderboard(self) -> list[TrialRecord]:
-        """Trials with a value, best first: completed ones before stopped ones; a config stands once."""
-        ranked = [r for r in self.trials() if r.value is not None and r.duplicate_of is None]
-        sign = -1 if self.spec.mode == "max" else 1
-        return sorted(ranked, key=lambda r: (r.status != "completed", sign * (r.value or 0.0), r.number))
+        """Trials with a value, best first (`sweeps.selection`)."""
+        return selection.leaderboard(self.trials(), self.spec)
 
     def select(self, count: int) -> list[TrialRecord]:
-        """The best `count` trials to re-evaluate: completed ones, or stopped ones when none is completed. With several
-        objectives they are spread over the Pareto front, the best of the metric first."""
-        ranked = self.pareto_front() if self.spec.against else self.leaderboard()
-        ranked = [r for r in ranked if r.status == ranked[0].status]
-        if not self.spec.against or count >= len(ranked):
-            return ranked[:count]
-        places = [round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)]
-        return [ranked[place] for place in places]
+        """The best `count` trials to re-evaluate."""
+        return selection.select(self.trials(), self.spec, count)
 
     def pareto_front(self) -> list[TrialRecord]:
         """Trials that no other beats in one objective without losing in another, by the metric; one of equals."""
-        signs = [-1 if mode == "max" else 1 for mode in self.spec.objectives.values()]
-        ranked = self.leaderboard()
-        losses = {r.number: [sign * x for sign, x in zip(signs, r.objectives.values(), strict=True)] for r in ranked}
-        front: list[TrialRecord] = []
-        for record in ranked:
-            mine = losses[record.number]
-            others = [losses[other.number] for other in ranked if other.status == record.status]
-            beaten = any(all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine for other in others)
-            if not beaten and all(losses[kept.number] != mine for kept in front):
-                front.append(record)
-        return front
+        return selection.pareto_front(self.trials(), self.spec)
 
     def best(self) -> TrialRecord | None:
         """The first of the leaderboard."""
-        return next(iter(self.leaderboard()), None)
+        return selection.best(self.trials(), self.spec)
+
+    def number_of(self, task_id: str) -> int:
+        """The number of a trial. Raises `LedgerError` for an id that is none."""
+        return self._record.number_of(task_id)
 
     @property
     def storage(self) -> BaseStorage:
@@ -401,6 +429,9 @@ class Ledger:
 
     def mark(self, phase: Literal["searching", "finalists", "finished", "failed"]) -> None:
         """Where the sweep has got to."""
+        if phase != "searching" and self._searching_since is not None:
+            self._searched += time.monotonic() - self._searching_since
+            self._searching_since = None
         self.set_fact("phase", phase)
 
     @property

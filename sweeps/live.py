@@ -154,7 +154,7 @@ class LiveView:
 
     def _end(self, records: Sequence[TrialRecord]) -> str:
         """When the search will be over, while it is going on."""
-        if any(name.startswith("finalist") for name in self.rows):
+        if self.ledger.fact("phase") not in (None, "searching"):
             return ""
         seconds = remaining_seconds(self.ledger, records)
         return "" if seconds is None else f"; search ends in about {clock(seconds)}"
@@ -162,8 +162,8 @@ class LiveView:
     def _render(self) -> Group:
         metric, records = self.ledger.spec.metric, self.ledger.trials()
         ended = sum(row.status in ENDED for row in self.rows.values())
-        leaders = self.ledger.leaderboard()
-        best = f", best {metric} {leaders[0].value:.4f} ({leaders[0].id})" if leaders else ""
+        leader = self.ledger.best()
+        best = f", best {metric} {number(leader.value)} ({leader.id})" if leader else ""
         head = f"{self.ledger.spec.name}: {ended} ended, {clock(self._elapsed_now())}{best}{self._use()}"
         return Group(Text(head + self._end(records), style="bold"), self._table(metric))
 
@@ -225,7 +225,7 @@ def remaining_seconds(ledger: Ledger, records: Sequence[TrialRecord]) -> float |
     budget, left = ledger.spec.budget, []
     ended = sum(record.status in (*ENDED, "waiting") and record.duplicate_of is None for record in records)
     if budget.trials and ended:
-        left.append(max(0, budget.trials - ended) * ledger.elapsed / ended)
+        left.append(max(0, budget.trials - ended) * ledger.search_seconds / ended)
     if budget.time:
-        left.append(max(0.0, budget.time - ledger.elapsed))
+        left.append(max(0.0, budget.time - ledger.search_seconds))
     return min(left) if left else None

@@ -1,9 +1,12 @@
 """A sweep's folder on this machine and its copy in an object store.
 
-Who drives a sweep works in a folder of its own machine; what changes there is copied to the store every few seconds,
-and a driver on another machine begins by copying it back. One at a time: beside the folder's lock the driver holds a
-lease in the store, and the ledger's journal is only ever replaced there if it still is the one that this driver has
-read or written. Nothing is deleted in the store but what has vanished from the folder of its driver.
+The process that drives a sweep works in a folder of its own machine. A thread copies what has changed there to the
+store every few seconds. A driver on another machine first copies it back from the store, and goes on.
+
+Only one driver may do this at a time. Beside the lock of the folder it holds a lease in the store. And it replaces the
+ledger's journal in the store only if the object there is still the one that it has read or written itself: so even a
+driver that is wrong about its lease overwrites nothing. A file is deleted in the store only when the driver has deleted
+it in its folder.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from sweeps.folders import LOGS, TRACKING, is_copy, url_of, working_folder
 from sweeps.journal import JOURNAL
 
 PUSH_SECONDS = 5.0
-"between two looks at what has changed: what a machine that is lost can take with it of the record"
+"between two looks at what has changed. Changes that are younger are lost when the machine is lost"
 UNCOPIED_SECONDS = 120.0
 "for which copying may fail in a row before the driver ends: more of the record would be on one machine only"
 INDEX = ".mirror.json"
@@ -54,10 +57,11 @@ class Mirror:
         return ObjectNote(self.objects, DRIVER)
 
     def pull(self, below: str = "") -> None:
-        """Bring what is new in the store; without logs and trackers' files, unless they are asked for. From a copy that
-        is only looked at, what has gone from the store goes too.
+        """Copy what is new in the store into the folder. Logs and trackers' files are left out unless `below` names
+        them. From a copy that is only looked at, what has gone from the store is deleted.
 
-        A file that was changed here alone stays: its driver died before copying it, and nobody has driven since.
+        A file that was changed only here stays as it is: the last driver was on this machine and died before it could
+        copy the file.
         """
         with self._turn:
             index, tags = self._index(), self.objects.tags(below)
@@ -80,9 +84,10 @@ class Mirror:
                 write_json(self.folder / INDEX, index)
 
     def push(self) -> None:
-        """Copy what has changed here; the journal last, so that what it tells of is there, and as it was at first.
+        """Copy what has changed in the folder to the store.
 
-        Raises `LedgerError` when another driver has replaced the journal meanwhile, and `StorageError`.
+        The journal is read first and written last: whatever it tells of is then in the store already. Raises
+        `LedgerError` when another driver has replaced the journal meanwhile, and `StorageError`.
         """
         with self._turn:
             # In memory first: where the file cannot be written (a full disk), what was copied is still known.
@@ -155,13 +160,14 @@ class Mirror:
         return [name for name in found if name not in self._kept_here]
 
     def _is_left_out(self, name: PurePosixPath, wanted: str) -> bool:
-        """Of what is in the store: what belongs to this machine, would lie elsewhere than in the folder, or was written
-        where trials ran and is needed by nobody who drives or looks on."""
+        """Whether an object of the store is not copied into the folder: its name leads out of the folder, it belongs to
+        one machine only (locks), or it is a log or a tracker's file that nobody asked for."""
         is_strange = name.is_absolute() or ".." in name.parts
         return is_strange or str(name) in self._kept_here or (name.parts[0] in (LOGS, TRACKING) and not wanted)
 
     def _index(self) -> dict[str, Any]:
-        """Name -> the object's tag and the file's signature when both were the same."""
+        """For each file by its name: the object's tag and the file's signature (size, time of change) when the two were
+        last known to have the same content."""
         try:
             index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
         except (FileNotFoundError, ValueError):
@@ -180,7 +186,8 @@ class MirrorLock(DriverLock):
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> None:
-        """Raises `StorageError` for a store that cannot be used, too. The folder is then what the last driver left."""
+        """Afterwards the folder is what the last driver has left. Also raises `StorageError`, for a store that cannot
+        be used."""
         self._mirror.objects.probe()
         super().acquire()
         try:
@@ -201,7 +208,7 @@ class MirrorLock(DriverLock):
         self._mirror.delete(name)
 
     def release(self) -> None:
-        """Copies what has changed since the last time. Raises `StorageError` if that cannot be done."""
+        """Copy what has changed since the last time, then let go. Raises `StorageError` if that cannot be copied."""
         self._over.set()
         try:
             if self._thread is not None:
@@ -253,10 +260,12 @@ def folder_here(url: str, sweep: str) -> Path:
 
 @contextlib.contextmanager
 def trial_files(url: str | None, sweep: str, task_id: str) -> Iterator[None]:
-    """While the block runs a trial of a sweep in an object store: at its end its log and its trackers' files go there.
+    """Around a block that runs a trial of a sweep: afterwards the trial's log and its trackers' files are copied to the
+    object store at `url`.
 
-    A log of an earlier attempt is brought first, to be continued. What cannot be copied stays here, and the trial is
-    none the worse. None: the storage is a folder, which the trial writes to.
+    The log of an earlier attempt is fetched before the block, so that the trial appends to it. A file that cannot be
+    copied stays on this node, which is told and does no harm to the trial. With `url` None the storage is a folder, and
+    there is nothing to copy.
     """
     if url is None:
         yield

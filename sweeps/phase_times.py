@@ -3,11 +3,13 @@ sweep's slots, early stopping and budget (`sweeps.rehearsal`)."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 
 from genrec.config import RunConfig
+from genrec.pipeline import stage_keys
 from sweeps.budget import Budget, hours
 from sweeps.plan import PhaseTime
 from sweeps.rehearsal import REPEATS, Clock, Outcome, Played, rehearse
@@ -63,7 +65,13 @@ def search_time(spec: SweepSpec, works: Sequence[Work], trials: int | None, slot
         )
         outcomes.append(outcome)
     late = 0.0 if outcomes[0].started >= count else _lateness(outcomes, _seconds_allowed(spec, slots) / shrink)
-    return _phase_time(outcomes, shrink - (shrink - 1) * late)
+    times, top_k = shrink - (shrink - 1) * late, spec.finalists.top_k
+    left = [left for outcome in outcomes for left in outcome.left[: max(0, top_k - round(times * outcome.completed))]]
+    return dataclasses.replace(
+        _phase_time(outcomes, times),
+        completed=times * statistics.mean(outcome.completed for outcome in outcomes),
+        left_to_train=statistics.mean(left) if left else 0.0,
+    )
 
 
 class _ShrunkBudget(Budget):
@@ -128,27 +136,33 @@ def finalists_time(
     configs: Sequence[RunConfig],
     slots: int,
     speed: Speed,
+    *,
+    trials: int,
+    completed: int,
+    left_to_train: float,
 ) -> PhaseTime:
-    """The best trials (of middling cost, for all we know) and the base, with every seed; both splits are read. With a
-    single seed a trial is trained again only if `finalists.set` makes another model of it."""
-    finalists = spec.finalists
+    """The best trials (of middling cost, for all we know) and the base, with every seed; both splits are read.
+
+    Of `trials` trials the search has `completed` so many. With a single seed those are measured as they are, and the
+    others are trained on: `left_to_train` is the share of their epochs.
+    """
+    finalists, count = spec.finalists, min(spec.finalists.top_k, trials)
     by_cost = sorted(configs, key=lambda config: bench.work(config).epoch_seconds(speed))
     searched = by_cost[len(by_cost) // 2]
-    middle = spec.finalist_of(searched)
-    again = finalists.seeds > 1 or bench.model_key(middle) != bench.model_key(searched)
-    contenders = [middle] * finalists.top_k + [spec.finalist_config(spec.base_config())]
+    middle, base = spec.finalist_of(searched), spec.finalist_config(spec.base_config())
+    is_anew = finalists.seeds > 1 or stage_keys(middle)["tiger"] != stage_keys(searched)["tiger"]
+    shares = [1.0 if is_anew else 0.0 if place < completed else left_to_train for place in range(count)]
     known = {bench.work(planned).tokenizer_key for planned in configs}
     runs = []
-    for config in contenders * finalists.seeds:
+    for config, share in [*((middle, share) for share in shares), (base, 1.0)] * finalists.seeds:
         work = bench.work(config)
         run = _played(work, speed)
         tokenizer = 0.0 if work.tokenizer_key in known else run.tokenizer_seconds
         setup = run.setup_seconds + work.test_seconds(speed)
-        trained = again or config is contenders[-1]
         runs.append(
             Played(
-                epoch_seconds=run.epoch_seconds if trained else 0.0,
-                epochs=run.epochs if trained else 1,
+                epoch_seconds=run.epoch_seconds if share else 0.0,
+                epochs=max(1, round(share * run.epochs)),
                 setup_seconds=setup,
                 tokenizer_key=run.tokenizer_key,
                 tokenizer_seconds=tokenizer,

@@ -40,6 +40,10 @@ class PhaseTime:
     high_seconds: float
     busy_seconds: float
     "of all slots together"
+    completed: float = 0.0
+    "trials of the search that are trained to their end"
+    left_to_train: float = 0.0
+    "share of its epochs that a stopped trial, which becomes a finalist for want of completed ones, has yet to train"
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,17 @@ def make_plan(
         return plan
     search = search_time(spec, new, None if total is None else round(total * (1 - known)), slots, speed)
     trials = round(search.runs * len(done) / len(new)) if total is None and new else total
-    finalists = finalists_time(spec, bench, configs, slots, speed)
+    taken = round((trials or 0) * known)
+    finalists = finalists_time(
+        spec,
+        bench,
+        configs,
+        slots,
+        speed,
+        trials=search.runs + taken,
+        completed=round(search.completed) + taken,
+        left_to_train=search.left_to_train,
+    )
     return dataclasses.replace(
         plan,
         trials=trials,

@@ -13,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.constraints import Violation
 from sweeps.model_key import model_key
 from sweeps.reuse import Earlier, EarlierResults
 from sweeps.sampling import Sampling, derived_seed, recorded_value
@@ -36,6 +37,9 @@ def grid_in_order(spec: SweepSpec) -> list[Point]:
 def _shuffled(points: Sequence[Point], seed: int) -> list[Point]:
     order = sorted(range(len(points)), key=lambda index: derived_seed(seed, index, "place"))
     return [points[index] for index in order]
+
+
+_COST_NOTHING: dict[str, Any] = {"duration": 0.0, "runs": []}  # what is copied was not run
 
 
 class Progress:
@@ -218,6 +222,7 @@ class Proposer:
         reason = by_grid or self.space.infeasible_reason(self.spec.base_values, values)
         if reason is not None:
             attrs |= {"status": "infeasible", "reason": reason, "by_grid": by_grid is not None or self.space.pure_grid}
+            attrs["broken"] = reason.rule if isinstance(reason, Violation) else reason
             return self._record.create(TrialState.FAIL, attrs | {"config_hash": ""}, **fields)
         config = self.space.build(self.spec.base_values, values)
         attrs["config_hash"] = config.hash
@@ -297,7 +302,7 @@ class Proposer:
         source = record.source or {"sweep": earlier.sweep, "trial": record.id, "duration": record.duration}
         rows = {f"epoch:{row['epoch']}": row for row in record.epochs}
         curve = {row["epoch"]: row[metric] for row in record.epochs if math.isfinite(row.get(metric, math.nan))}
-        attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | {"duration": 0.0}, "from": source}
+        attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | _COST_NOTHING, "from": source}
         values = [record.objectives[name] for name in self.spec.objectives]
         return self._record.create(TrialState.COMPLETE, attrs, values=values, intermediate_values=curve, **fields)
 
@@ -313,5 +318,5 @@ class Proposer:
 
 
 def _copied_result(first: FrozenTrial) -> dict[str, Any]:
-    result: dict[str, Any] = dict(first.user_attrs.get("result", {})) | {"duration": 0.0}
+    result: dict[str, Any] = dict(first.user_attrs.get("result", {})) | _COST_NOTHING
     return result

@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from sweeps.interruption import Interrupted
 from sweeps.node_health import NodeHealth, StorageFull, fault_of_storage
 from sweeps.records import ClusterLost, Task
 from sweeps.scheduled_queue import Ending, ScheduledQueue
-from sweeps.stopping import GO, Verdict
+from sweeps.stop_mark import StopMark
+from sweeps.stopping import BUDGET, GO, TARGET, Verdict
 from sweeps.waiting import Waits
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Demand = Callable[[int, Collection[str]], None]
 Missing = Callable[[Any], frozenset[str]]
 
 NOTES = "_notes"  # reserved metric: what a trial wants in its result even if it is stopped early
+SIGN = "stage"  # reserved metric: of a task that is not training epochs yet, and says so
 ROOM = "_room"  # reserved metric: whether the workers of a group have their places; until then they wait for them
 WAIT_SECONDS = 300.0  # for a node, when there is no room for a single trial: a new spot machine takes some minutes
 NODE, PLACE = "a node", "a place"  # what a run as a whole may wait for
@@ -54,7 +57,7 @@ class QueueRun:
         metric: str,
         max_failures: int,
         cluster: ClusterView,
-        stop_file: Path,
+        stop_file: Path | StopMark,
         storage: Path | None = None,
         wait_seconds: float = WAIT_SECONDS,
         workers: int = 1,
@@ -176,8 +179,12 @@ class QueueRun:
         if not self._slots() and not any(task.works for task in self._open.values()):
             return self._cluster.too_small()
         for task in self._open.values():
-            if task.running and not task.has_process and task.shunned and not self._cluster.usable(task.shunned):
+            if not task.running or task.has_process:
+                continue
+            if task.shunned and not self._cluster.usable(task.shunned):
                 return f"{task.task.id} has failed on all nodes that are left"
+            if task.home and task.home not in self._cluster.usable(()):
+                return f"{task.task.id} was to start on {self._cluster.name(task.home)}, which has gone"
         return None
 
     def shunned_by(self, task_id: str) -> list[str]:
@@ -186,6 +193,13 @@ class QueueRun:
         avoided = {*self._health.avoided, *task.failed_on}
         task.shunned = sorted(avoided if self._cluster.usable(avoided) else self._health.avoided)
         return task.shunned
+
+    def home_of(self, task_id: str) -> str | None:
+        """Id of the node on which the task's process and its workers are to be; None: wherever there is room."""
+        task = self._open[task_id]
+        homes = [other.home for other in self._open.values() if other.running and other.home and other is not task]
+        task.home = self._cluster.home(task.shunned, homes)
+        return task.home
 
     def _drop_held(self) -> None:
         """The budget is spent: what no process runs is not started any more."""
@@ -224,6 +238,8 @@ class QueueRun:
     def reported(self, task_id: str, metrics: dict[str, Any]) -> None:
         with self._kept():
             task = self._open[task_id]
+            if SIGN in metrics:
+                return
             task.notes.update(metrics.pop(NOTES, {}))
             if ROOM in metrics:
                 task.has_room(metrics.pop(ROOM))
@@ -237,10 +253,24 @@ class QueueRun:
                 self._on_event("report", task_id, metrics)
 
     def judge(self, task_id: str, metrics: Mapping[str, Any]) -> Verdict:
-        """What becomes of the task after this epoch; asked before `reported`."""
+        """What becomes of the task after this epoch; asked before `reported`.
+
+        That a rule ends it is told now, before the epoch is: a run that is killed before the task has ended must not
+        train it on, and a rule does not judge an epoch again that it knows. A budget is looked at again anyway."""
         task = self._open[task_id]
         with self._kept():
-            task.verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            task.verdict = verdict = self.queue.judge(task_id, metrics, metrics.get(self.metric))
+            if verdict.action == "stop" and verdict.by not in (BUDGET, TARGET):
+                data = {"epoch": metrics["epoch"], "reason": verdict.reason, "stopped_by": verdict.by}
+                self._on_event("condemned", task_id, data)
+        return task.verdict
+
+    def judge_sign(self, task_id: str, stage: str) -> Verdict:
+        """What becomes of a task that has no epoch yet: a spent budget does not wait for one."""
+        task = self._open[task_id]
+        with self._kept():
+            if limit := self.queue.spent():
+                task.verdict = Verdict("stop", f"ended with the budget in its stage {stage}: {limit}", BUDGET)
         return task.verdict
 
     def is_broken(self, task_id: str, metrics: Mapping[str, Any]) -> bool:
@@ -250,8 +280,7 @@ class QueueRun:
     def ended(self, task_id: str, final: Mapping[str, Any] | None, node: str | None) -> None:
         """The trial's process is fine and the trial over; `final` is its last word, None if it was stopped before."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
             if self._storage and final.get("disk") and (fault := fault_of_storage(self._storage, final["disk"])):
@@ -260,23 +289,23 @@ class QueueRun:
             self._unfit(task, final["reason"], certain=final["certain"])
             return
         self._health.served(task.node_id)
-        if task.fault:
-            self._finish(task, "failed", {"reason": task.fault, "node": node})
-        elif final is None and task.verdict.action == "pause":
-            self._pause(task)
-        elif final is None:
-            self._finish(task, "stopped", {"reason": task.verdict.reason, "node": node})
+        if task.fault or final is None:
+            self._end_as_judged(task)
         elif final["status"] == "completed":
             self._finish(task, "completed", {"reason": None, "node": node, **(final["result"] or {})})
+        elif final["status"] == "stopped":
+            self._stop(task, Verdict("stop", final["reason"], final.get("by") or ""))
         else:
             self._finish(task, final["status"], {"reason": final["reason"], "node": node})
 
     def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         task.node_id = node_id or task.node_id
+        if task.fault or task.verdict.action != "go":
+            self._end_as_judged(task)  # it died on its way out
+            return
         if task.node_id and self._cluster.is_lost(task.node_id):
             self._excuse(task, f"lost with node {self._cluster.name(task.node_id)}")
             return
@@ -287,6 +316,19 @@ class QueueRun:
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
+
+    def _halt(self, task: OpenTask, node: str | None) -> None:
+        task.node = node
+        task.halt(node or (self._cluster.name(task.node_id) if task.node_id else None))
+
+    def _end_as_judged(self, task: OpenTask) -> None:
+        """The last epoch has decided."""
+        if task.fault:
+            self._finish(task, "failed", {"reason": task.fault, "node": task.node})
+        elif task.verdict.action == "pause":
+            self._pause(task)
+        else:
+            self._stop(task, task.verdict)
 
     def _unfit(self, task: OpenTask, reason: str, *, certain: bool) -> None:
         """The node could not run the task. Where that may be the task's own fault, two nodes must say so."""
@@ -334,6 +376,10 @@ class QueueRun:
         """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
         with self._kept():
             self.queue.spent()  # notes what was spent
+            for task in self._open.values():
+                if task.has_process:
+                    self._halt(task, task.node)
+                    self._on_event("halted", task.task.id, {"runs": task.runs})
         if self._error is not None:
             raise self._error
         if self.signum is not None:
@@ -341,9 +387,8 @@ class QueueRun:
         if self._open and not self._stopping:
             raise Interrupted(signal.SIGUSR1)  # the one signal that Tune keeps to itself
         if not self._stopping:
-            for task_id, reason in self.queue.never_promoted().items():
-                task = self._paused.get(task_id) or OpenTask(self.queue.task(task_id))
-                self._finish(task, "stopped", {"reason": reason, "node": task.node})
+            for task_id, verdict in self.queue.never_promoted().items():
+                self._stop(self._paused.get(task_id) or OpenTask(self.queue.task(task_id)), verdict)
         if self._error is not None:
             raise self._error
 
@@ -352,11 +397,16 @@ class QueueRun:
             self.queue.pause(task.task.id)
             task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
-            self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
+            facts = {"epoch": task.epoch, "reason": task.verdict.reason, "runs": task.runs}
+            self._on_event("paused", task.task.id, facts)
+
+    def _stop(self, task: OpenTask, verdict: Verdict) -> None:
+        by = {"stopped_by": verdict.by} if verdict.by else {}
+        self._finish(task, "stopped", {"reason": verdict.reason, **by, "node": task.node})
 
     def _finish(self, task: OpenTask, status: Ending, result: dict[str, Any]) -> None:
         restarts = {"restarts": task.restarts} if task.restarts else {}
-        result = {**task.notes, **restarts, **result, "duration": task.seconds}
+        result = {**task.notes, **restarts, **result, "duration": task.seconds, "runs": task.runs}
         with self._kept():
             self.queue.finish(task.task.id, status, result)
             self._open.pop(task.task.id, None)
@@ -387,26 +437,33 @@ class OpenTask:
         self.node_id: str | None = None
         self.failed_on: set[str] = set()  # ids of nodes that could not run it
         self.shunned: list[str] = []  # ids of nodes that its next process is kept from
+        self.home: str | None = None  # id of the one node that it has to be on
         self.epoch: int | None = None
         self.verdict = GO
         self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
+        self.runs: list[list[str | None]] = []
+        "[start, end, node] of every stretch for which it held what it needs; times in UTC as ISO 8601 has them"
+        self._stretches: list[tuple[str, str]] = []  # those of the process that it has now
         self.has_process = False
         self.waits_for_room = False  # its process does: for that of its workers
         self._seconds = 0.0
         self._since: float | None = None
+        self._started = ""
 
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
+        self.verdict = GO
         self.has_process = True
-        self._since = time.monotonic()
+        self._since, self._started = time.monotonic(), _now()
 
     def has_room(self, yes: bool) -> None:
         """Whether the workers of its group have their places. Time without them does not count."""
         if self.has_process and yes == self.waits_for_room:
-            self._seconds, self._since = self.seconds, time.monotonic() if yes else None
+            self._end_stretch()
+            self._since, self._started = (time.monotonic(), _now()) if yes else (None, "")
             self.waits_for_room = not yes
 
     @property
@@ -414,11 +471,23 @@ class OpenTask:
         """It holds what it needs."""
         return self.has_process and not self.waits_for_room
 
-    def halt(self) -> None:
-        self._seconds, self._since = self.seconds, None
+    def halt(self, node: str | None) -> None:
+        """The process, which ran on this node, has it no more."""
+        self._end_stretch()
+        self.runs += [[start, end, node] for start, end in self._stretches]
+        self._stretches.clear()
         self.has_process = self.waits_for_room = False
+
+    def _end_stretch(self) -> None:
+        if self._since is not None:
+            self._stretches.append((self._started, _now()))
+        self._seconds, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
         """How long it held what it needs."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -37,6 +37,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus
 
+from sweeps.cluster_view import only_on
 from sweeps.node_health import UnfitNode
 from sweeps.reservations import free_reservations
 from sweeps.resources import Resources, workers_in
@@ -92,7 +93,8 @@ def run_loop(
     with metrics already reduced over ranks, rank 0's reach `callbacks`. `nodes` is Ray's label selector of the nodes
     that may run a worker; each asks `check_node` for the faults of its node. `storage` is a folder all nodes see.
     `stopped` is asked all the time; once true the group is torn down and SystemExit(0) raised. A group waits for room
-    as long as it is not stopped; `tell_room` is told whether the workers have it, again until it returns true.
+    as long as it is not stopped; `tell_room` is told whether the workers have it, again until it returns true. Workers
+    that stay together (`resources.together`) are on the node of this process, and share its folders.
 
     With fewer workers at the least than at the most the group is elastic: it has as many as there is room for, and
     starts anew from the loop's checkpoint with more or fewer when nodes have come or gone.
@@ -129,7 +131,7 @@ def run_loop(
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=resources.bundle_in_group,
-            label_selector=dict(nodes) if nodes else None,
+            label_selector=_this_node() if resources.together else dict(nodes) if nodes else None,
         ),
         run_config=ray.train.RunConfig(
             name=run_name,
@@ -165,6 +167,10 @@ def _work(given: dict[str, Any]) -> None:
 
 
 def _report_from_worker(metrics: Mapping[str, Any]) -> None:
+    """Of the signs of life of a tokenizer every tenth, the same on all ranks, for all must report as often; a stop ends
+    the group without them."""
+    if "stage" in metrics and metrics["stage_epoch"] % max(1, metrics["stage_epochs"] // 10):
+        return
     ray.train.report(dict(metrics))
 
 
@@ -289,9 +295,8 @@ class _GroupTrainer(TorchTrainer):
         kwargs["failure_policy"] = _RetryDeaths(self.run_config.failure_config)
         if self.scaling_config.elasticity_enabled:
             kwargs["scaling_policy"] = _ElasticPolicy(self.scaling_config)
-        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         environment = GROUP_ENVIRONMENT | get_env_vars_to_propagate()
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})
+        actor = ray.remote(num_cpus=0, label_selector=_this_node(), runtime_env={"env_vars": environment})
         controller = actor(_Controller).remote(**kwargs)
         try:
             running, room = controller.run.remote(), _Room(controller, self._tell_room)
@@ -303,6 +308,10 @@ class _GroupTrainer(TorchTrainer):
             return ray.get(controller.get_result.remote())
         finally:
             _dismiss(controller)
+
+
+def _this_node() -> dict[str, str]:
+    return only_on(ray.get_runtime_context().get_node_id())
 
 
 class _Room:

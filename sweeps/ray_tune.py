@@ -16,12 +16,13 @@ import os
 import platform
 import queue
 import re
+import secrets
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,19 +35,21 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import FunctionTrainable
 from ray.tune.trainable.trainable_fn_utils import get_session
 
-from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, scales_itself, trials_at_once
+from genrec.errors import InputError
+from sweeps.cluster_view import ClusterView, elsewhere, node_of_actor, only_on, scales_itself, trials_at_once
 from sweeps.demand import PendingGroups
 from sweeps.environment import environment
 from sweeps.folders import LOGS
 from sweeps.interruption import Interrupted, handled_by
 from sweeps.mirror import folder_here, trial_files
 from sweeps.node_health import disk_error, is_of_the_node
-from sweeps.queue_run import ROOM, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
+from sweeps.queue_run import ROOM, SIGN, WAIT_SECONDS, Missing, OnEvent, QueueRun, nothing_more
 from sweeps.ray_cluster import is_own_ray, own_node_watched
 from sweeps.records import Stopped
 from sweeps.reservations import free_reservations_of_the_dead
 from sweeps.resources import DRIVER_CPUS, Resources
 from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
+from sweeps.stop_mark import StopMark
 from sweeps.stopping import Curve, Rule
 from sweeps.warm_process import fresh_process_state, output_to
 
@@ -57,6 +60,7 @@ NodeCheck = Callable[[], Sequence[str]]
 
 OWN_WAIT_SECONDS = 60.0  # for a node, on a Ray of one's own, to which none comes
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
+SIGN_SECONDS = 2.0  # between two signs of life that reach the driver
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
@@ -103,8 +107,10 @@ def run_queue(
     `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
-    result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
-    `report({"_notes": {...}})` puts entries into the result however the trial ends.
+    result also gets reason, node, duration (seconds that it ran in this call, in all attempts) and runs ([start, end,
+    node] of every attempt, in UTC).
+    `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often
+    as one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
 
     An exception in `function`, or a `metric` that is not finite, fails the task; by `records.Stopped` it ends itself as
     stopped. A process that dies is replaced up to `max_failures` times, on the same task; `function` continues from its
@@ -130,8 +136,10 @@ def run_queue(
     `folder` must be seen by all nodes: logs/<task id>.log is kept, ray/ is scratch and emptied here first. Or else it
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
-    queue was told; ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason);
-    ("delayed", "", reason) when a minute was waited for a node, or for room that others use, and every minute then.
+    queue was told; ("condemned", task id, data) when the rule ends a task, before the queue is told of that epoch;
+    ("halted", task id, its runs) at the end for what did not end; ("cluster", "", size) at the start and when nodes
+    come or go; ("avoided", a node's name, reason); ("delayed", "", reason) when a minute was waited for a node, or for
+    room that others use, and every minute then.
 
     When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
     within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.
@@ -140,7 +148,7 @@ def run_queue(
     avoided or if this process has lost its own node, StorageFull if nothing can be written to the storage of `folder`,
     whatever `queue` or `on_event` raised, Interrupted.
     """
-    resources = resources or Resources()
+    resources = _together(resources or Resources(), storage)
     joined = not is_own_ray()
     nodes_may_come = joined and (wait_seconds is not None or scales_itself())
     if not nodes_may_come:
@@ -158,7 +166,9 @@ def run_queue(
         resources=resources,
         max_failures=max_failures,
         check_node=check_node,
+        token=secrets.token_hex(8),
     )
+    stop = settings.stop_file
     demand = PendingGroups(resources)
     run = QueueRun(
         missing,
@@ -167,7 +177,7 @@ def run_queue(
         metric=metric,
         max_failures=max_failures,
         cluster=ClusterView(resources, max_concurrent),
-        stop_file=settings.stop_file,
+        stop_file=stop,
         storage=folder.parent if storage is None else None,
         wait_seconds=(WAIT_SECONDS if joined else OWN_WAIT_SECONDS) if wait_seconds is None else wait_seconds,
         workers=resources.fewest,
@@ -192,9 +202,25 @@ def run_queue(
             _tuner(run, function, settings).fit()
         finally:
             demand.close()
+            if isinstance(stop, StopMark):
+                stop.remove()
     if resources.workers > 1:
         free_reservations_of_the_dead(wait_seconds=RELEASE_SECONDS)
     run.settle()
+
+
+def _together(resources: Resources, storage: str | None) -> Resources:
+    """Workers of a group share the folder of the stage that they train. With an object store each node has one of its
+    own, so they stay on one node. Raises `InputError` for a group that would grow over several."""
+    if storage is None or resources.workers == 1 or is_own_ray():
+        return resources
+    if resources.fewest != resources.workers:
+        raise InputError(
+            f"resources.workers: from {resources.fewest} to {resources.workers} with storage {storage}: the workers of "
+            "a trial then have to stay on one node, where they cannot become more; fix: one number, or --storage "
+            "FOLDER that all nodes share"
+        )
+    return replace(resources, together=True)
 
 
 def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.Tuner:
@@ -203,8 +229,9 @@ def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.
     bundle = {"CPU": DRIVER_CPUS} if in_group else settings.resources.bundle
 
     def place_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        avoided = elsewhere(json.loads(config["task"])["avoid"])
-        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [avoided]} if avoided else {}))
+        task = json.loads(config["task"])
+        there = only_on(task["home"]) if task["home"] else elsewhere(task["avoid"])
+        return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [there]} if there else {}))
 
     return tune.Tuner(
         tune.with_resources(process, place_of),
@@ -262,8 +289,8 @@ class _Searcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
         task = self._run.next_task()
         if task is not None:
-            avoid = self._run.shunned_by(task.id)
-            return {"task": json.dumps({"id": task.id, "payload": task.payload, "avoid": avoid})}
+            avoid, home = self._run.shunned_by(task.id), self._run.home_of(task.id)
+            return {"task": json.dumps({"id": task.id, "payload": task.payload, "avoid": avoid, "home": home})}
         return Searcher.FINISHED if self._run.is_over() else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -357,9 +384,12 @@ class _Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         prefix = f"{METRICS}/"
         metrics = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
-        if "epoch" not in metrics:
+        if SIGN in metrics:
+            verdict = self._run.judge_sign(_task_of(trial)["id"], metrics[SIGN])
+        elif "epoch" in metrics:
+            verdict = self._run.judge(_task_of(trial)["id"], metrics)
+        else:
             return TrialScheduler.CONTINUE
-        verdict = self._run.judge(_task_of(trial)["id"], metrics)
         return TrialScheduler.CONTINUE if verdict.action == "go" else TrialScheduler.STOP
 
 
@@ -376,14 +406,17 @@ class _Settings:
     resources: Resources
     max_failures: int
     check_node: NodeCheck
+    token: str
+    "tells this run from all others"
 
     @property
     def scratch(self) -> str:
         return str(Path(self.folder) / "ray")
 
     @property
-    def stop_file(self) -> Path:
-        return Path(self.folder) / "ray" / "stop"
+    def stop_file(self) -> Path | StopMark:
+        """What tells the drivers of worker groups, wherever they are, that the run is over."""
+        return Path(self.folder) / "ray" / "stop" if self.storage is None else StopMark(self.token)
 
     def log(self, task_id: str) -> Path:
         return self.folder_here / LOGS / f"{task_id}.log"
@@ -448,7 +481,7 @@ def _run_task(
             result = function({**payload, "id": task["id"]}, _report(stopped), _launch(settings, task, stopped))
         except Stopped as stop:
             _say(log, task["id"], f"stopped: {stop}")
-            return {"status": "stopped", "reason": str(stop)}
+            return {"status": "stopped", "reason": str(stop), "by": stop.by}
         except Exception as error:
             traceback.print_exc()
             _say(log, task["id"], "failed")
@@ -476,9 +509,16 @@ def _say(log: Any, task_id: str, text: str) -> None:
 
 
 def _report(stopped: Callable[[], bool]) -> Report:
+    told = time.monotonic()
+
     def report(metrics: Mapping[str, Any]) -> None:
+        nonlocal told
         if stopped():
             sys.exit(0)
+        if SIGN in metrics:  # as often as a loop turns: looked at here, and now and then by the driver
+            if time.monotonic() - told < SIGN_SECONDS:
+                return
+            told = time.monotonic()
         tune.report({METRICS: {name: _plain(value) for name, value in metrics.items()}})
 
     return report
@@ -491,7 +531,7 @@ def _plain(value: Any) -> Any:
 
 def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], bool]) -> Launch:
     """`run_loop` with this trial's resources."""
-    resources, launches = settings.resources, iter(range(10**6))
+    resources, launches, stop = settings.resources, iter(range(10**6)), settings.stop_file
 
     def launch(loop: Callable[..., None], argument: dict[str, Any]) -> None:
         from sweeps.ray_train import run_loop  # seconds of imports that the driver of the sweep need not pay
@@ -511,7 +551,7 @@ def _launch(settings: _Settings, task: dict[str, Any], stopped: Callable[[], boo
             callbacks=[to_tune] if to_tune else (),
             tell_room=to_tune.tell_room if to_tune else lambda yes: True,
             log=settings.log(task["id"]),
-            stopped=lambda: stopped() or settings.stop_file.exists(),
+            stopped=lambda: stopped() or stop.exists(),
         )
 
     return launch

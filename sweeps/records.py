@@ -20,7 +20,12 @@ class ClusterLost(ConnectionError):
 
 
 class Stopped(Exception):
-    """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed."""
+    """Raised by a trial that a rule ends before its budget is spent: it counts as `stopped`, not as failed. `by` names
+    the rule (`sweeps.stopping.stopped_by`)."""
+
+    def __init__(self, reason: str, by: str | None = None):
+        super().__init__(reason)
+        self.by = by
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,14 @@ class Task:
 
     id: str
     payload: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """A process that had a trial: from when to when, and on which node."""
+
+    start: datetime
+    end: datetime
+    node: str | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,10 @@ class TrialRecord:
     trained: list[str]
     started: datetime | None
     finished: datetime | None
+    stopped_by: str | None = None
+    "what stopped it (`sweeps.stopping.stopped_by`); None in ledgers of earlier versions"
+    broken: str | None = None
+    "of an infeasible point: the constraint or setting that it breaks"
     duplicate_of: int | None = None
     grid_index: int | None = None
     source: dict[str, Any] | None = None
@@ -65,6 +82,8 @@ class TrialRecord:
     "why it was started again in the session in which it ended: a lost node, a process that died"
     changes: list[str] = field(default_factory=list)
     "of workers or threads in mid-training, in words; empty where its numbers are those of an undisturbed run"
+    runs: list[Run] = field(default_factory=list)
+    "by time; several where it paused, was resumed or started again; empty in ledgers that do not have them"
 
 
 class PlannedRun(NamedTuple):

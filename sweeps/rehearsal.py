@@ -45,6 +45,10 @@ class Outcome:
     started: int = 0
     "trials; one that was paused counts once"
     tokenizers: set[str] = field(default_factory=set)
+    completed: int = 0
+    "trials that came to their last epoch"
+    left: list[float] = field(default_factory=list)
+    "of the others, best first: the share of its epochs that each has yet to train"
 
 
 @dataclass
@@ -109,6 +113,7 @@ class Rehearsal:
         self._ready: dict[str, float] = {}
         self._paused_at: dict[str, int] = {}
         self._since: dict[str, float] = {}
+        self._left: dict[str, tuple[float, float]] = {}  # the last value, and what is left to train
         self._events: list[tuple[float, int, int, Task]] = []  # end of an epoch, tie-breaker, epoch
         self._count = 0
         self._queue = ScheduledQueue(
@@ -127,8 +132,9 @@ class Rehearsal:
             self._clock.now, _, epoch, task = heapq.heappop(self._events)
             self._end_epoch(task, epoch)
             self._fill()
-        for task_id, reason in self._queue.never_promoted().items():
-            self._queue.finish(task_id, "stopped", {"reason": reason})
+        for task_id, verdict in self._queue.never_promoted().items():
+            self._queue.finish(task_id, "stopped", {"reason": verdict.reason})
+        self.outcome.left = [left for _, left in sorted(self._left.values(), reverse=True)]
         return self.outcome
 
     def _trial_seconds(self) -> float:
@@ -168,9 +174,13 @@ class Rehearsal:
         self._queue.report(task.id, row)
         self._on_epoch(task.id, epoch, value)
         over = epoch >= trial.epochs
+        self._left[task.id] = value, 1 - epoch / trial.epochs
         if verdict.action == "go" and not over:
             self._train(task, epoch + 1, self._clock.now)
             return
+        if over:
+            self.outcome.completed += 1
+            del self._left[task.id]
         self._free += 1
         self.outcome.busy_seconds += self._clock.now - self._since.pop(task.id)
         if verdict.action == "pause":

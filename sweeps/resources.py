@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sweeps.spec import ResourcesSpec
+from sweeps.spec import ResourcesSpec, trials_of
 
 DRIVER_CPUS = 0.0001  # what the process that drives a worker group holds, the least that Ray can count
 DRIVERS_OF_A_NODE = 100  # for so many, CPUs come off each worker's share, so that workers fit beside them
@@ -24,6 +24,8 @@ class Resources:
     gpus_per_worker: float = 0
     memory_per_worker: float = 0
     accelerator_type: str | None = None
+    together: bool = False
+    "all workers of a trial on one node"
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -83,7 +85,14 @@ class Resources:
         kind = f" of type {self.accelerator_type}" if self.accelerator_type else ""
         memory = f", {self.memory_per_worker:g} GiB" if self.memory_per_worker else ""
         least = "" if self.fewest == self.workers else f"{self.fewest} to "
-        return f"{least}{self.workers} x ({self.cpus_per_worker:g} CPU{gpus}{kind}{memory})"
+        where = " on one node" if self.together else ""
+        return f"{least}{self.workers} x ({self.cpus_per_worker:g} CPU{gpus}{kind}{memory}){where}"
+
+    def trials_in(self, nodes: Collection[int]) -> int:
+        """How many trials run side by side on nodes that have room for so many workers each."""
+        if self.together:
+            return sum(room // self.workers for room in nodes)
+        return trials_of(sum(nodes), self.fewest, self.workers)
 
 
 def marked(accelerator_type: str) -> str:

@@ -21,7 +21,7 @@ from sweeps.widening import base_value, completed, holds
 
 KEY = "revision"
 "the study attributes that hold revisions: revision:1, revision:2, ..."
-FREE = ("budget", "resources", "finalists", "max_failures", "reuse", "notify", "storage")
+FREE = ("budget", "resources", "finalists", "max_failures", "max_failed_trials", "reuse", "notify", "storage")
 "parts of a spec that may be anything later"
 LABELS = ("base", "set")
 "where `base_values`, which may not change, came from"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from sweeps.records import Task
-from sweeps.stopping import BUDGET, GO, Curve, Rule, Verdict
+from sweeps.stopping import BUDGET, GO, TARGET, Curve, Rule, Verdict
 
 Ending = Literal["stopped", "completed", "failed"]
 
@@ -28,6 +28,7 @@ class Budget(Protocol):
 
     def see(self, value: float) -> None: ...
     def reached(self, trial_seconds: float) -> str | None: ...
+    def is_target(self, value: float) -> bool: ...
 
 
 class ScheduledQueue:
@@ -94,7 +95,8 @@ class ScheduledQueue:
         if epoch >= (self._epochs_of(task.payload) or epoch + 1):
             return GO
         if limit := self.spent():
-            return Verdict("stop", f"{BUDGET} at epoch {epoch}: {limit}")
+            is_target = value is not None and self._budget is not None and self._budget.is_target(value)
+            return Verdict("stop", f"ended with the budget at epoch {epoch}: {limit}", TARGET if is_target else BUDGET)
         if verdict.action == "pause" and self._rule.promoted({*self._paused, task_id}) == task_id:
             return GO
         return verdict
@@ -107,11 +109,14 @@ class ScheduledQueue:
         """A task that is paused."""
         return self._paused[task_id]
 
-    def never_promoted(self) -> dict[str, str]:
+    def never_promoted(self) -> dict[str, Verdict]:
         """After the search: the tasks that still wait, and why they were not trained on."""
         limit = self.spent()
         because = f"; {limit}" if limit else ""
-        return {name: f"not promoted at {self._rule.standing(name)}{because}" for name in self._paused}
+        return {
+            name: Verdict("stop", f"not promoted at {self._rule.standing(name)}{because}", "promote")
+            for name in self._paused
+        }
 
     def report(self, task_id: str, metrics: dict[str, Any]) -> None:
         self._queue.report(task_id, metrics)

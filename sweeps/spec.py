@@ -7,6 +7,7 @@ A loaded spec holds the whole base config (`base_values`), so that the copy in t
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
@@ -112,7 +113,7 @@ class BudgetSpec(Section):
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     "infeasible points and duplicates are not counted"
     time: Seconds | None = None
-    "in the file also as 45s, 90m, 2h; over all sessions of the sweep"
+    "of the search, in all sessions of the sweep; in the file also as 45s, 90m, 2h"
     cpu_hours: Limit | None = None
     "hours that trials ran x the CPUs of a trial"
     gpu_hours: Limit | None = None
@@ -122,7 +123,7 @@ class BudgetSpec(Section):
     price_per_hour: Limit | None = None
     "of what one trial holds, all its workers together, in the currency of `cost`"
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    "a value of the metric that is good enough"
+    "a value of the metric that is good enough; the trial that reaches it ranks among the completed ones"
 
     @property
     def how_many(self) -> str:
@@ -167,6 +168,7 @@ class ResourcesSpec(Section):
     "a number, or {min: 1, max: 4}: as many as there is room for, more or fewer when nodes come or go"
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    "a whole number, or a share of one GPU where a trial has a single worker"
     accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     "GPUs of this type alone, by Ray's name for it, such as A100 or L4"
     memory_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -190,11 +192,12 @@ def trials_of(workers: int, fewest: int, most: int) -> int:
 
 
 class FinalistsSpec(Section):
-    """Re-evaluation: the best `top_k` trials and the base, each with `seeds` seeds, on the test split."""
+    """Re-evaluation: the best `top_k` trials and the base, each with `seeds` seeds, on the test split. Trials that were
+    trained to their end come first, then the best of those that were stopped."""
 
     top_k: Annotated[int, Field(ge=1, le=100)] = 3
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    "with 1 the models of the search are measured as they are; with more, all are trained anew with each"
+    "with 1 the search's models are measured, a stopped one trained to its end first; with more all are trained anew"
     set: dict[str, Any] = Field(default_factory=dict)
     "settings of the finalists alone, by config path; for example all users and more epochs"
 
@@ -252,6 +255,8 @@ class SweepSpec(Section):
     notify: NotifySpec | None = None
     max_failures: Annotated[int, Field(ge=0, le=100)] = 2
     "how often a trial whose worker died is started again"
+    max_failed_trials: Annotated[int, Field(ge=0)] | None = None
+    "more failed trials end the search; without it only the first five do, if no trial has come to an epoch by then"
     seed: int = 0
     ledger: Annotated[str, AfterValidator(checked_url)] | None = None
     "URL of a database for the record of the trials; by default it is a file in the sweep's folder"
@@ -406,6 +411,7 @@ class _Checker:
         self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._accelerator()
+        self._gpus()
         self._sampler(space)
         self._scheduler(base, space)
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
@@ -631,6 +637,21 @@ class _Checker:
         if resources.get("accelerator_type") is not None and not resources.get("gpus_per_worker"):
             rule = "no trial has a GPU, so none has one of this type"
             self._fault(("resources", "accelerator_type"), None, rule, "add resources.gpus_per_worker: 1")
+
+    def _gpus(self) -> None:
+        """What Ray gives out and NCCL takes: whole GPUs, or one worker's share of a single one."""
+        resources = self._mapping("resources")
+        gpus, workers = resources.get("gpus_per_worker"), resources.get("workers", 1)
+        most = workers.get("max") if isinstance(workers, Mapping) else workers
+        if not isinstance(gpus, (int, float)) or isinstance(gpus, bool) or not 0 < gpus < math.inf:
+            return
+        where = ("resources", "gpus_per_worker")
+        if gpus > 1 and gpus % 1:
+            rule = "above 1 a worker gets whole GPUs"
+            self._fault(where, show(gpus), rule, f"gpus_per_worker: {math.ceil(gpus)}, or a share of one, such as 0.5")
+        elif gpus < 1 and isinstance(most, int) and most > 1:
+            rule = "several workers of a trial cannot share a GPU (NCCL refuses two ranks on one)"
+            self._fault(where, show(gpus), rule, "gpus_per_worker: 1, or workers: 1")
 
     def _scheduler(self, base: RunConfig | None, space: Space | None) -> None:
         scheduler = self._mapping("scheduler")

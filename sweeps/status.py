@@ -15,7 +15,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
     spec = ledger.spec
     leaders = ledger.leaderboard()
     runs = ledger.finalist_runs()
-    lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None]
+    lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None and r.source is None]
     lists += [(run.result.get("reused", []), run.result.get("trained", [])) for run in runs]
     summary = rank_finalists(summarise(current_runs(ledger)), spec.metric, spec.mode)
     return {
@@ -44,6 +44,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "restarts": {record.id: record.restarts for record in ledger.trials() if record.restarts},
         "busy_share": {name: round(share, 4) for name, share in busy_share(ledger).items()},
         "elapsed_seconds": round(ledger.elapsed, 1),
+        "search_seconds": round(ledger.search_seconds, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],
         "test_comparisons": ledger.fact(TEST_COMPARISONS) or [],

@@ -13,11 +13,15 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from sweeps.records import TrialRecord
 from sweeps.spec import SchedulerSpec, SweepSpec
 
 GATE = "health gate"
-BUDGET = "ended with the budget"
-"how the reason of a trial begins that no scheduler stopped"
+BUDGET = "budget"
+TARGET = "target"
+"what stops a trial, beside a scheduler by its type"
+_OLD_BUDGET = "ended with the budget"
+"how the reason of a trial begins that the budget ended, where the cause was not recorded"
 Mode = Literal["max", "min"]
 Unit = Literal["epoch", "step"]
 Curve = Sequence[tuple[int, float]]
@@ -27,10 +31,12 @@ FARTHEST = 10**9
 
 
 class Verdict(NamedTuple):
-    """What becomes of a trial after an epoch, and why."""
+    """What becomes of a trial after an epoch, why in words, and by what it was stopped."""
 
     action: Literal["go", "pause", "stop"]
     reason: str = ""
+    by: str = ""
+    "a scheduler's type, `BUDGET`, `TARGET` or `GATE`"
 
 
 GO = Verdict("go")
@@ -96,6 +102,7 @@ class Median(Rule):
             "stop",
             f"stopped at {self.unit} {at}: its best value {self._sign * mine.best:.4g} is worse than the median "
             f"{self._sign * median:.4g} of {len(others)} others",
+            "median",
         )
 
     def recall(self, trial: str, curve: Curve) -> None:
@@ -214,7 +221,8 @@ class Asha(Halving):
         rung.add(trial, self._sign * value)
         if rung.scores[trial] >= cutoff:
             return GO
-        return Verdict("stop", f"stopped at {self.unit} {at}: {rung.rank(trial)}, the best 1/{self.factor} go on")
+        reason = f"stopped at {self.unit} {at}: {rung.rank(trial)}, the best 1/{self.factor} go on"
+        return Verdict("stop", reason, "asha")
 
 
 class Promotion(Halving):
@@ -265,7 +273,7 @@ def rule_of(scheduler: SchedulerSpec, mode: Mode, longest: int) -> Rule:
     """The rule of a sweep. `longest`: the most epochs that a trial may train."""
     if scheduler.type == "none":
         return Rule()
-    unit, grace = _grace(scheduler)
+    unit, grace = grace_of(scheduler)
     if scheduler.type == "median":
         return Median(grace=grace, min_trials=scheduler.min_trials, mode=mode, unit=unit)
     form = Asha if scheduler.type == "asha" else Promotion
@@ -273,23 +281,26 @@ def rule_of(scheduler: SchedulerSpec, mode: Mode, longest: int) -> Rule:
     return form(grace=grace, factor=scheduler.reduction_factor, longest=longest, mode=mode, unit=unit)
 
 
-def _grace(scheduler: SchedulerSpec) -> tuple[Unit, int]:
+def grace_of(scheduler: SchedulerSpec) -> tuple[Unit, int]:
     """In what the rule counts, and how far every trial gets."""
     return ("epoch", scheduler.grace_epochs) if scheduler.grace_steps is None else ("step", scheduler.grace_steps)
 
 
-def stopped_by(reason: str | None, scheduler: SchedulerSpec) -> str:
-    """What stopped a trial, by its recorded reason: `health gate`, `budget`, the scheduler's type, or `unknown`."""
-    said = reason or ""
-    if said.startswith((GATE, BUDGET)):
-        return GATE if said.startswith(GATE) else "budget"
+def stopped_by(record: TrialRecord, scheduler: SchedulerSpec) -> str:
+    """What stopped a trial: `health gate`, `budget`, `target`, the scheduler's type, or `unknown`. Ledgers of earlier
+    versions hold it in the words of the reason alone."""
+    if record.stopped_by is not None:
+        return record.stopped_by
+    said = record.reason or ""
+    if said.startswith((GATE, _OLD_BUDGET)):
+        return GATE if said.startswith(GATE) else BUDGET
     return "unknown" if scheduler.type == "none" else scheduler.type
 
 
 def rules_in_words(spec: SweepSpec) -> dict[str, str]:
     """What each of the names that `stopped_by` gives means in this sweep, in a sentence."""
     scheduler, health = spec.scheduler, spec.health
-    (unit, grace), factor = _grace(scheduler), scheduler.reduction_factor
+    (unit, grace), factor = grace_of(scheduler), scheduler.reduction_factor
     rungs = f"at {unit} {grace} and at its multiples by {factor}"
     return {
         GATE: (
@@ -305,7 +316,8 @@ def rules_in_words(spec: SweepSpec) -> dict[str, str]:
             f"{rungs}, every trial pauses; of the best 1/{factor} there the best is trained on when a slot is free. "
             "Who is never chosen ends with the search."
         ),
-        "budget": "at a limit other than the number of trials, what runs ends at its next epoch, what waits at once.",
+        BUDGET: "at a limit other than the number of trials, what runs ends at its next epoch, what waits at once.",
+        TARGET: "its value has reached the budget's target, which ends the search: it ranks with completed trials.",
         "unknown": "no reason is recorded that this version knows.",
     }
 

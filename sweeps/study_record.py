@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.errors import LedgerError
-from sweeps.records import Status, TrialRecord, metric_in, plain, readable
+from sweeps.records import Run, Status, TrialRecord, metric_in, plain, readable
 
 MAX_REASON = 4000
 UNSTORED = -1
@@ -27,6 +27,8 @@ STATUS: dict[TrialState, Status] = {
     TrialState.FAIL: "failed",
 }
 _PAUSED = "paused"
+_RUNS = "runs:"  # followed by the number of the session
+_CONDEMNED = "condemned"
 _STATE = {"stopped": TrialState.PRUNED, "completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
 
@@ -110,11 +112,18 @@ class StudyRecord:
         self._numbers[attrs["id"]] = number
         return self._trials[number]
 
-    def _open_trial(self, task_id: str) -> FrozenTrial | None:
-        """The trial of a task; None when it has finished already (a late message of a lost worker)."""
+    def knows(self, task_id: str) -> bool:
+        """Whether a trial of the study has this id. For its writer."""
+        return task_id in self._numbers
+
+    def number_of(self, task_id: str) -> int:
         if task_id not in self._numbers:
             raise LedgerError(f"{task_id}: no such trial in the ledger")
-        trial = self._trials[self._numbers[task_id]]
+        return self._numbers[task_id]
+
+    def _open_trial(self, task_id: str) -> FrozenTrial | None:
+        """The trial of a task; None when it has finished already (a late message of a lost worker)."""
+        trial = self._trials[self.number_of(task_id)]
         return None if trial.state.is_finished() else trial
 
     def report(self, task_id: str, metrics: Mapping[str, Any]) -> None:
@@ -141,6 +150,19 @@ class StudyRecord:
         trial = self._open_trial(task_id)
         if trial is not None:
             self._set_trial_attr(trial.number, _PAUSED, epoch)
+
+    def note_runs(self, task_id: str, session: int, runs: Sequence[Sequence[str | None]]) -> None:
+        """Keep when and where a trial ran in a session, [start, end, node] each; a later note of the session replaces
+        the earlier."""
+        trial = self._open_trial(task_id)
+        if trial is not None:
+            self._set_trial_attr(trial.number, f"{_RUNS}{session}", plain(runs))
+
+    def condemn(self, task_id: str, verdict: Mapping[str, Any]) -> None:
+        """Note that a trial ends at the verdict's epoch, which is reported next."""
+        trial = self._open_trial(task_id)
+        if trial is not None:
+            self._set_trial_attr(trial.number, _CONDEMNED, plain(verdict))
 
     def end(self, number: int, state: TrialState, result: dict[str, Any], values: Sequence[float] | None) -> None:
         """End a trial: its result first, then its state by one append."""
@@ -216,6 +238,14 @@ def is_paused(trial: FrozenTrial) -> bool:
     return epoch is not None and not trial.state.is_finished() and epoch >= max(trial.intermediate_values, default=0)
 
 
+def condemned(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Reason and cause of a stop that was decided, and that the trial, which has not ended, has yet to carry out."""
+    verdict = trial.user_attrs.get(_CONDEMNED)
+    if verdict is None or trial.state.is_finished() or f"epoch:{verdict['epoch']}" not in trial.user_attrs:
+        return None
+    return {"reason": verdict["reason"], "stopped_by": verdict["stopped_by"]}
+
+
 def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     rows = [row for key, row in trial.user_attrs.items() if key.startswith("epoch:")]
     return sorted(rows, key=lambda row: row["epoch"])
@@ -224,6 +254,27 @@ def rows_of(trial: FrozenTrial) -> list[dict[str, Any]]:
 def epochs_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     """What every epoch reported, in order, with NaN and infinities as numbers."""
     return [readable(row) for row in rows_of(trial)]
+
+
+def runs_of(trial: FrozenTrial) -> list[Run]:
+    """When and where a trial was run, over all sessions, by time; empty where nobody noted it."""
+    noted = [runs for key, runs in trial.user_attrs.items() if key.startswith(_RUNS)]
+    noted.append(trial.user_attrs.get("result", {}).get("runs") or [])
+    return sorted({run for runs in noted for run in _runs(runs)}, key=lambda run: run.start)  # one may stand in both
+
+
+def _runs(noted: Sequence[Sequence[Any]]) -> list[Run]:
+    return [Run(datetime.fromisoformat(start), datetime.fromisoformat(end), node) for start, end, node in noted]
+
+
+def duration_of(trial: FrozenTrial) -> float | None:
+    """Seconds that a trial was run: what its last session tells, and what its runs in earlier ones took."""
+    result, runs = trial.user_attrs.get("result", {}), runs_of(trial)
+    last = set(_runs(result.get("runs") or []))
+    earlier = [(run.end - run.start).total_seconds() for run in runs if run not in last]
+    if result.get("duration") is None and not earlier:
+        return None
+    return float((result.get("duration") or 0.0) + sum(earlier))
 
 
 def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
@@ -242,15 +293,18 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         epochs=epochs_of(trial),
         seed=attrs["seed"],
         config_hash=attrs["config_hash"],
-        duration=result.get("duration"),
+        duration=duration_of(trial),
         node=result.get("node"),
         reason=attrs.get("reason") or result.get("reason"),
+        stopped_by=result.get("stopped_by"),
+        broken=attrs.get("broken"),
         artifacts=result.get("artifacts") or {},
         reused=result.get("reused") or [],
         health=result.get("health") or {},
         changes=result.get("changes") or [],
         trained=result.get("trained") or [],
         restarts=result.get("restarts") or [],
+        runs=runs_of(trial),
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,
         finished=trial.datetime_complete.astimezone() if trial.datetime_complete else None,
         duplicate_of=attrs.get("duplicate_of"),

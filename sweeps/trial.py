@@ -35,7 +35,8 @@ def run_trial(
     health: Mapping[str, float] | None = None,
     tracked: TrackedRun | None = None,
 ) -> dict[str, Any]:
-    """Run all stages of `payload["config"]`; `report` gets one row an epoch. Returns what the ledger keeps.
+    """Run all stages of `payload["config"]`; `report` gets one row an epoch, and before that signs of life, rows with
+    `stage` in them (`genrec.pipeline.run_pipeline`). Returns what the ledger keeps.
 
     What the trial shares with others is told before TIGER trains, so that the ledger has it for a stopped trial too.
     `checkpoint_interval` replaces the config's: a trial that is paused at an epoch continues from that very epoch if
@@ -51,15 +52,15 @@ def run_trial(
     if tracked is not None and is_url(store):
         tracked = replace(tracked, folder=str(folder_here(storage_with(store), str(tracked.group)) / TRACKING))
     mine = tracked and tracked_trial(tracked, payload["id"], payload["kind"], config)
-    shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine)
+    shared = run_pipeline(config, artifacts, until="semantic_ids", launch=launch, tracked=mine, waiting=report)
     found = open_ids(artifacts, shared.keys).health
     notes = {"artifacts": dict(shared.keys), "trained": shared.trained, "reused": shared.reused}
     report({"_notes": notes | {"health": found.to_dict()}})
     faults = found.faults(**health) if health and payload["kind"] == "trial" else []
     if faults:
         _summarise(config, mine, found.figures() | {"stopped": f"{GATE}: {'; '.join(faults)}"})
-        raise Stopped(f"{GATE}: {'; '.join(faults)}")
-    tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch, tracked=mine)
+        raise Stopped(f"{GATE}: {'; '.join(faults)}", GATE)
+    tiger = run_pipeline(config, artifacts, stages=("tiger",), launch=launch, tracked=mine, waiting=report)
     model, facts = open_tiger(artifacts.path("tiger", tiger.keys["tiger"]), pick_device())
     if tiger.reused:
         for row in facts["rows"]:

@@ -207,8 +207,8 @@ def upload_advice(ledger: Ledger) -> str | None:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     shown = ", ".join(names[:SHOWN]) + more
     sync = sweeps_command("sync", ledger.folder.name, storage=storage_of(ledger.folder.parent))
-    fix = f"{sync} does that"
-    return f"not uploaded yet, so that its panels lack them: {counted(len(names), 'run')} ({shown}); {fix}"
+    lacking = f"{counted(len(names), 'run')} ({shown})"
+    return f"not uploaded yet, so that its panels lack them: {lacking}; upload them by: {sync}"
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

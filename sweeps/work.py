@@ -87,13 +87,6 @@ class Workbench:
             self._vectors[keys["embeddings"]] = (num_items, width)
         return self._vectors[keys["embeddings"]]
 
-    def model_key(self, config: RunConfig) -> str:
-        """Names the model that a config trains."""
-        from genrec.pipeline import stage_keys
-
-        self.vectors(config)
-        return stage_keys(config)["tiger"]
-
     def work(self, config: RunConfig) -> Work:
         """Counted once a config."""
         if config.hash not in self._works:

@@ -83,6 +83,8 @@ def fit(
     every rank with the epoch's row, `on_step` after every optimizer step. Checkpoints and metrics go to `folder`; if
     it holds some, training continues from the newest. At the end the model has its last weights; the best are in the
     result.
+
+    A `report` that raises SystemExit ends the training here: the epoch that it was told of is saved first.
     """
     rank, world = rank_and_world()
     stepper = Stepper(
@@ -123,12 +125,16 @@ def fit(
                 model.eval()
                 row |= validate()
             _keep_best(model, row, settings, fitted)
-            # Saved before it is reported: a trial stopped at this report has nothing left to write.
+            # Saved before it is reported where that is due: a trial that is killed now need not train the epoch again.
             last = epoch == settings.epochs or _out_of_patience(fitted, settings)
             run.save(model, stepper, fitted, epoch, step, last=last)
             run.write_rows([row])
-            if report:
-                report(row)
+            try:
+                if report:
+                    report(row)
+            except SystemExit:
+                run.save(model, stepper, fitted, epoch, step, last=True)
+                raise
     return fitted
 
 

@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path | None, interval: float):
         self.path, self.interval, self.saved_at = path, interval, time.monotonic()
+        self._saved_epoch = 0
 
     def resume(self, model: nn.Module, stepper: Stepper, fitted: Fitted) -> tuple[int, int]:
         """Load the newest whole checkpoint into all parts; returns the epochs and optimizer steps that are done."""
@@ -64,9 +65,9 @@ class RunFolder:
         return epoch, facts["step"]
 
     def save(self, model: nn.Module, stepper: Stepper, fitted: Fitted, epoch: int, step: int, *, last: bool) -> None:
-        """Write a checkpoint if one is due."""
+        """Write a checkpoint if one is due, or if it is the `last` chance; not twice after one epoch."""
         due = last or time.monotonic() - self.saved_at >= self.interval
-        if self.path is None or not due or rank_and_world()[0] > 0:
+        if self.path is None or not due or epoch == self._saved_epoch or rank_and_world()[0] > 0:
             return
         optimizer, scaler = stepper.state()
         tensors = {f"model:{name}": tensor for name, tensor in model.state_dict().items()}
@@ -75,7 +76,7 @@ class RunFolder:
         facts = {"epoch": epoch, "step": step, "rows": fitted.rows, "best": fitted.best, "scaler": scaler}
         facts["changes"] = fitted.changes
         save_generation(self.path, epoch, tensors, facts | _circumstances())
-        self.saved_at = time.monotonic()
+        self.saved_at, self._saved_epoch = time.monotonic(), epoch
 
     def write_rows(self, rows: list[dict[str, Any]], *, anew: bool = False) -> None:
         """Append rows of metrics; `anew` starts the file again, as a resumed run does with the rows it goes on from."""

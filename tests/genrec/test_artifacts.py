@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from genrec import artifacts
 from genrec.artifacts import DONE, ArtifactStore
@@ -120,6 +121,21 @@ def test_a_builder_that_is_killed_is_replaced_by_the_one_that_waits(tmp_path, mo
     assert built
     assert '"continued": 3' in (folder / DONE).read_text()
     assert notices[0] == "waiting for tiger k, which another process is making"
+
+
+def test_whoever_waits_for_another_process_can_be_told_to_stop(tmp_path):
+    store, looks = ArtifactStore(tmp_path / "store"), []
+
+    def waiting() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            raise SystemExit(0)
+
+    store.root.mkdir()
+    with FileLock(store.root / ".tiger-k.lock"), pytest.raises(SystemExit):
+        store.ensure("tiger", "k", build_number, pytest.fail, waiting)
+    assert len(looks) == 3
+    assert store.ensure("tiger", "k", build_number, pytest.fail, waiting)[1], "it holds nothing"
 
 
 def pair(root: Path, name: str) -> None:

@@ -119,6 +119,16 @@ def stop_after(epoch: int) -> Callable[[dict], None]:
     return report
 
 
+def exit_after(epoch: int) -> Callable[[dict], None]:
+    """As Ray Tune ends a training: at a report."""
+
+    def report(row: dict[str, Any]) -> None:
+        if row["epoch"] == epoch:
+            raise SystemExit(0)
+
+    return report
+
+
 def dying_loss(model: Tiger, calls: int, die: Callable[[], None]) -> Callable[[Window], torch.Tensor]:
     """The loss, which dies at the given call."""
     counter = itertools.count(1)
@@ -148,6 +158,17 @@ def test_equal_seeds_give_equal_bits():
     assert digest(one[0].state_dict(), one[1].rows) == digest(two[0].state_dict(), two[1].rows)
     other = train(seed=1)
     assert digest(one[0].state_dict(), one[1].rows) != digest(other[0].state_dict(), other[1].rows)
+
+
+def test_a_run_that_is_told_to_stop_saves_the_epoch_that_it_has_just_reported(tmp_path):
+    """Although no checkpoint is due: the next process trains no epoch again, and ends with the same bits."""
+    train(folder=tmp_path / "undisturbed")
+    with pytest.raises(SystemExit):
+        train(folder=tmp_path / "stopped", report=exit_after(2), checkpoint_interval=1e9)
+    trained: list[int] = []
+    train(folder=tmp_path / "stopped", on_step=lambda told: trained.append(told.epoch), checkpoint_interval=1e9)
+    assert set(trained) == {3, 4}
+    assert final_digest(tmp_path / "stopped") == final_digest(tmp_path / "undisturbed")
 
 
 ALL = Augmentation(crop=0.5, mask=0.3, reorder=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from genrec.artifacts import ArtifactStore
+from genrec.artifacts import CHECKPOINTS, ArtifactStore
 from genrec.baselines import evaluate_baselines
-from genrec.checkpoint import CheckpointError
+from genrec.checkpoint import CheckpointError, generations
 from genrec.config import RunConfig, validate_config, with_values
 from genrec.errors import InputError
 from genrec.evaluation import evaluate
@@ -169,6 +170,30 @@ def test_loops_go_through_the_launcher_and_nothing_else_does(trained):
     result = run_pipeline(config, trained.store, launch=launch)
     assert launched == ["tokenizer", "tiger"]
     assert result.trained == ["tokenizer", "semantic_ids", "tiger"]
+
+
+def test_a_tokenizer_is_ended_by_the_launchers_report_and_goes_on_from_its_checkpoint(trained):
+    config = changed(trained.config, tokenizer__kind="rqvae", tokenizer__rqvae__epochs=6, tokenizer__seed=5)
+    signs: list[dict] = []
+
+    def launch_until(epoch: int) -> Callable[..., None]:
+        def report(sign: dict) -> None:
+            signs.append(sign)
+            if sign["stage_epoch"] == epoch:
+                raise SystemExit(0)
+
+        return lambda loop, argument: loop(argument, report)
+
+    with pytest.raises(SystemExit):
+        run_pipeline(config, trained.store, until="tokenizer", launch=launch_until(3))
+    assert signs == [{"stage": "tokenizer", "stage_epoch": epoch, "stage_epochs": 6} for epoch in (1, 2, 3)]
+    key = stage_keys(config)["tokenizer"]
+    [checkpoint] = generations(trained.store.part("tokenizer", key) / CHECKPOINTS)
+    assert checkpoint.name.endswith("3"), "saved at the stop, for none was due"
+    signs.clear()
+    result = run_pipeline(config, trained.store, until="tokenizer", launch=launch_until(99))
+    assert result.trained == ["tokenizer"], "the claim was free"
+    assert len(signs) == 6, "three rows that were known, three new epochs"
 
 
 def test_a_row_an_epoch_is_reported(trained):

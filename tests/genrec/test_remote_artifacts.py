@@ -284,6 +284,21 @@ def test_a_builder_on_another_node_that_is_killed_is_replaced_and_its_checkpoint
     assert notices[0] == f"waiting for tiger-k, which process {worker.pid} on node-a is making"
 
 
+def test_whoever_waits_for_another_node_can_be_told_to_stop(s3: str, tmp_path: Path):
+    worker = start("killed", s3, tmp_path, "a")
+    store = RemoteArtifactStore(s3)
+    wait_until(lambda: any("manifest" in name for name in store.objects.names()))
+
+    def waiting() -> None:
+        raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        store.ensure("tiger", "k", never, pytest.fail, waiting)
+    worker.kill()
+    worker.communicate()
+    assert store.ensure("tiger", "k", lambda folder: {}, lambda text: None)[1], "it holds nothing on this node"
+
+
 def test_a_builder_that_stood_still_and_lost_its_claim_takes_the_others_artifact(s3: str, tmp_path: Path):
     """Stopped for longer than its lease, and woken when another has finished: it may not publish its own."""
     worker = start("frozen", s3, tmp_path, "a")

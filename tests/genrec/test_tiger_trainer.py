@@ -148,8 +148,8 @@ def test_tracking_does_not_move_training(tiny, inputs, tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same(tiny, inputs, monkeypatch):
-    """Traced and differentiated by the compiler; without its code generation, which takes minutes on a CPU."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    """Traced by the compiler; without its code generation, which takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     base = changed(tiny, train__epochs=1, train__max_users=6, train__batch_size=8, evaluation__max_users=5)
     found = losses(changed(base, train__compile=True), inputs)
     assert found == pytest.approx(losses(base, inputs), rel=1e-3)

@@ -51,9 +51,12 @@ def test_what_was_running_when_the_budget_was_spent_is_stopped_with_the_reason(t
             ledger.report(task.id, {"epoch": 1, "ndcg@10": value})
         ledger.pause(task.id, 1)
     with Ledger.open(tmp_path / "x") as ledger:
-        _end_search(ledger, "cpu_hours: 1 of 1 spent")
+        budget = _LedgerBudget(ledger)
+        assert budget.reached(1800.0)
+        _end_search(ledger, budget)
         assert [(trial.status, trial.value) for trial in ledger.trials()] == [("stopped", 0.2), ("stopped", 0.3)]
         assert {trial.reason for trial in ledger.trials()} == {"ended with the budget: cpu_hours: 1 of 1 spent"}
+        assert {trial.stopped_by for trial in ledger.trials()} == {"budget"}
         assert sweep_status(ledger)["stop_reason"] == "cpu_hours: 1 of 1 spent"
 
 

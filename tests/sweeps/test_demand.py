@@ -20,13 +20,15 @@ class Groups:
         self.now, self.made, self.there = 0.0, 0, dict[int, Sequence[Mapping[str, float]]]()
         self.granted: set[int] = set()
         self.selectors: list[Any] = []
+        self.strategies: list[str] = []
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         monkeypatch.setattr(demand, "placement_group", self.make)
         monkeypatch.setattr(demand, "remove_placement_group", self.there.pop)
         monkeypatch.setattr(demand, "placement_group_table", self.table)
 
-    def make(self, bundles: Sequence[Mapping[str, float]], bundle_label_selector: Any = None) -> int:
+    def make(self, bundles: Sequence[Mapping[str, float]], strategy: str, bundle_label_selector: Any = None) -> int:
         self.made += 1
+        self.strategies.append(strategy)
         self.there[self.made] = bundles
         self.selectors.append(bundle_label_selector)
         return self.made
@@ -71,6 +73,12 @@ def test_room_that_was_found_is_given_back_at_once_and_not_taken_again(groups: G
 def test_what_is_asked_for_lies_beside_the_avoided_nodes(groups: Groups) -> None:
     PendingGroups(Resources(workers=2))(1, ["b", "a"])
     assert groups.selectors == [[{"ray.io/node-id": "!in(a,b)"}] * 2]
+
+
+def test_workers_that_stay_together_ask_for_a_node_that_holds_all(groups: Groups) -> None:
+    PendingGroups(Resources(workers=2))(1)
+    PendingGroups(Resources(workers=2, together=True))(1)
+    assert groups.strategies == ["PACK", "STRICT_PACK"]
 
 
 def test_a_wish_that_cannot_be_stated_ends_nothing(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:

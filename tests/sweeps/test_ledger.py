@@ -30,6 +30,7 @@ from made_up_trials import (
 
 from sweeps.journal import JOURNAL
 from sweeps.ledger import FinalistQueue, Ledger, LedgerError
+from sweeps.live import remaining_seconds
 from sweeps.proposer import RANDOM_AFTER
 from sweeps.sampling import derived_seed, distributions
 from sweeps.spec import SweepSpec
@@ -247,7 +248,10 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
+import made_up_trials
+import sweeps.proposer
 from made_up_trials import drive
+made_up_trials.model_key = sweeps.proposer.model_key = lambda config: None  # the real one takes seconds to load torch
 from sweeps.ledger import Ledger
 kill_at = int(sys.argv[2])
 real_fsync, calls = os.fsync, 0
@@ -429,20 +433,6 @@ def test_a_failed_trial_keeps_its_reason_and_late_messages_are_ignored(tmp_path:
             ledger.report("trial-0099", {"epoch": 1})
 
 
-def test_stopped_trials_are_chosen_only_when_none_is_completed(tmp_path: Path):
-    with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=4)) as ledger:
-        for value in (0.5, 0.9):
-            task = ledger.next()
-            ledger.report(task.id, {"epoch": 1, "ndcg@10": value})
-            ledger.finish(task.id, "stopped", {})
-        assert [r.value for r in ledger.select(5)] == [0.9, 0.5]
-        task = ledger.next()
-        ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.1})
-        ledger.finish(task.id, "completed", {})
-        assert [r.value for r in ledger.select(5)] == [0.1]
-        assert [r.value for r in ledger.leaderboard()] == [0.1, 0.9, 0.5]
-
-
 # -- infeasible points and duplicates ---------------------------------------------------------------------------------
 
 
@@ -467,12 +457,10 @@ def test_a_space_with_almost_nothing_feasible_is_given_up_with_share_and_example
         Ledger.create(tmp_path / "none", rare)
     with Ledger.create(tmp_path / "x", spec) as ledger:
         ledger._proposer.space = rare.search_space
-        with pytest.raises(
-            LedgerError, match="200 points in a row are infeasible, 200 of 200 in all; the last: constr"
-        ):
-            ledger.next()
-        with pytest.raises(LedgerError, match="200 points in a row"):
-            ledger.next()
+        for _ in range(2):
+            assert ledger.next() is None
+            said = "200 points in a row are infeasible, 200 of 200 in all; the last: constraint"
+            assert str(ledger.stop_reason).startswith(said)
         assert ledger.counts()["infeasible"] == 200
 
 
@@ -592,6 +580,46 @@ def test_the_time_of_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest
         assert ledger.elapsed == 65
     with Ledger.open(tmp_path / "x") as ledger:
         assert ledger.next() == running  # what was begun is ended
+
+
+def test_only_the_search_counts_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not Ray's start, nor the re-evaluation, nor a session of nothing else."""
+    clock = [100.0]
+    monkeypatch.setattr("sweeps.ledger.time.monotonic", lambda: clock[0])
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__time="60s")) as ledger:
+        clock[0] += 20
+        running = ledger.next()
+        clock[0] += 40
+        assert remaining_seconds(ledger, ledger.trials()) == 20
+        run_one(ledger, running)
+        ledger.mark("finalists")
+        clock[0] += 1000
+    for _ in range(2):
+        assert (Ledger.read(tmp_path / "x").search_seconds, Ledger.read(tmp_path / "x").elapsed) == (40, 1060)
+        with Ledger.open(tmp_path / "x"):
+            pass
+    with Ledger.open(tmp_path / "x") as ledger:
+        clock[0] += 30
+        assert ledger.next() is not None, "20 s are left, whatever else took time"
+        clock[0] += 20
+        assert ledger.next() is None
+        assert (ledger.stop_reason, ledger.search_seconds) == ("time", 60)
+
+
+def test_the_sessions_of_an_earlier_version_count_as_search_with_their_whole_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock = [100.0]
+    monkeypatch.setattr("sweeps.ledger.time.monotonic", lambda: clock[0])
+    with Ledger.create(tmp_path / "x", spec_of(tmp_path, SAMPLED, budget__trials=2)):
+        clock[0] += 25
+    lines = (tmp_path / "x" / JOURNAL).read_text().splitlines(keepends=True)
+    (tmp_path / "x" / JOURNAL).write_text("".join(line for line in lines if '"search:0"' not in line))
+    with Ledger.open(tmp_path / "x") as ledger:
+        assert ledger.search_seconds == 25
+        ledger.next()
+        clock[0] += 5
+        assert ledger.search_seconds == 30
 
 
 def test_what_trials_ran_in_earlier_sessions_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

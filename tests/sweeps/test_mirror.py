@@ -402,16 +402,6 @@ def test_urls_that_cannot_be_used_are_refused_with_code_2_and_without_the_key(tm
         assert "hunter2" not in result.output
 
 
-def test_worker_groups_of_a_cluster_need_a_folder():
-    from sweeps.driver import _refuse_groups
-
-    spec = load_spec(TINY, {"resources.workers": 2})
-    _refuse_groups(spec, "/shared/runs")
-    _refuse_groups(load_spec(TINY), "s3://bucket/runs")
-    with pytest.raises(InputError, match="resources.workers 2 on a cluster need a folder that all nodes share"):
-        _refuse_groups(spec, "s3://bucket/runs")
-
-
 def test_a_comparison_in_an_object_store_is_kept_there_with_its_logs(
     s3: str, spec: SweepSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

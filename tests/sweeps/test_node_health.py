@@ -14,7 +14,7 @@ from sweeps.node_health import IN_A_ROW, IN_A_ROW_ON_THE_LAST, NodeHealth, Stora
 from sweeps.records import ClusterLost, Task
 from sweeps.resources import Resources
 from sweeps.scheduled_queue import ScheduledQueue
-from sweeps.stopping import Rule
+from sweeps.stopping import Asha, Promotion, Rule
 
 
 class MadeUpCluster(ClusterView):
@@ -58,7 +58,15 @@ class Endless:
 class Books:
     """The driver's books over a made-up cluster and queue."""
 
-    def __init__(self, folder: Path, cluster: MadeUpCluster, last: int = 10**6, max_failures: int = 2, **options: Any):
+    def __init__(
+        self,
+        folder: Path,
+        cluster: MadeUpCluster,
+        last: int = 10**6,
+        max_failures: int = 2,
+        rule: Rule | None = None,
+        **options: Any,
+    ):
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.queue, self.cluster = Endless(last), cluster
         self.awaited: list[int] = []
@@ -74,7 +82,12 @@ class Books:
             **options,
         )
         self.run.queue = ScheduledQueue(
-            self.queue, Rule(), history={}, epochs_of=lambda payload: None, budget=None, trial_seconds=lambda: 0.0
+            self.queue,
+            rule or Rule(),
+            history={},
+            epochs_of=lambda payload: None,
+            budget=None,
+            trial_seconds=lambda: 0.0,
         )
 
     def start(self, node: str) -> str:
@@ -83,6 +96,12 @@ class Books:
         assert task is not None
         self.run.started(task.id, node)
         return task.id
+
+    def epoch(self, task_id: str, epoch: int, score: float) -> str:
+        """An epoch as Tune tells of it; what becomes of the task."""
+        verdict = self.run.judge(task_id, {"epoch": epoch, "score": score})
+        self.run.reported(task_id, {"epoch": epoch, "score": score})
+        return verdict.action
 
     def ends_well(self, task_id: str) -> None:
         self.run.ended(task_id, {"status": "completed", "result": {}}, "host")
@@ -135,6 +154,63 @@ def test_a_lost_node_is_no_failure_of_its_trials(two_nodes: Books) -> None:
     assert status == "completed"
     assert result["restarts"] == ["lost with node a; started again"] * 5
     assert two_nodes.avoided() == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_trial_whose_process_dies_on_its_way_out_ends_as_the_rule_said(tmp_path: Path, lost: bool) -> None:
+    """Started again it would be trained on: its rule knows the epoch and does not judge it again."""
+    rule = Asha(grace=1, factor=2, longest=9, mode="max")
+    books = Books(tmp_path, MadeUpCluster("a", "b"), rule=rule)
+    first, second = books.start("a"), books.start("a")
+    assert [books.epoch(first, 1, 0.9), books.epoch(second, 1, 0.1)] == ["go", "stop"]
+    books.cluster.lost = {"a"} if lost else set()
+    books.run.died(second, "SIGKILL", None)
+    status, result = books.queue.ends[second]
+    assert (status, result["stopped_by"]) == ("stopped", "asha")
+    assert [event for event, task_id, _ in books.events if task_id == second] == [
+        *("started", "condemned", "report", "finished")
+    ], "a killed driver finds the verdict before it finds the epoch"
+    books.run.died(first, "SIGKILL", None)
+    assert books.start("b") == first, "nothing was decided about the other one"
+    assert books.epoch(first, 1, 0.9) == "go"
+
+
+def test_a_paused_trial_whose_process_dies_waits_all_the_same(tmp_path: Path) -> None:
+    rule = Promotion(grace=1, factor=2, longest=9, mode="max")
+    books = Books(tmp_path, MadeUpCluster("a"), last=2, rule=rule)
+    worse, better = books.start("a"), books.start("a")
+    assert books.epoch(worse, 1, 0.1) == "pause"
+    books.run.died(worse, "SIGKILL", None)
+    assert [event for event, task_id, _ in books.events if task_id == worse][-1] == "paused"
+    assert books.epoch(better, 1, 0.9) == "go"
+    assert books.run.next_task() is None
+
+
+def test_a_spent_budget_ends_a_trial_that_is_still_training_its_tokenizer(tmp_path: Path) -> None:
+    books, spent = Books(tmp_path, MadeUpCluster("a")), False
+
+    class Limit:
+        def see(self, value: float) -> None: ...
+
+        def is_target(self, value: float) -> bool:
+            return False
+
+        def reached(self, trial_seconds: float) -> str | None:
+            return "time: 61 of 60 spent" if spent else None
+
+    books.run.queue._budget = Limit()
+    task_id = books.start("a")
+    sign = {"stage": "tokenizer", "stage_epoch": 1, "stage_epochs": 90}
+    assert books.run.judge_sign(task_id, "tokenizer").action == "go"
+    books.run.reported(task_id, dict(sign))
+    spent = True
+    assert books.run.judge_sign(task_id, "tokenizer").action == "stop"
+    books.run.reported(task_id, dict(sign))
+    books.run.ended(task_id, None, "host")
+    status, result = books.queue.ends[task_id]
+    assert (status, result["stopped_by"]) == ("stopped", "budget")
+    assert result["reason"] == "ended with the budget in its stage tokenizer: time: 61 of 60 spent"
+    assert "report" not in [event for event, *_ in books.events], "nobody is told of a sign of life"
 
 
 def test_losses_without_end_end(two_nodes: Books) -> None:

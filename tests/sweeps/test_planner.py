@@ -301,6 +301,29 @@ def test_what_an_earlier_sweep_has_run_takes_no_time(tmp_path: Path, bench: Work
     assert (nothing.trials, nothing.search.seconds) == (6, 0.0)
 
 
+def test_a_plan_prices_the_finalists_that_the_search_has_not_trained_to_their_end(tmp_path: Path, bench: Workbench):
+    """With one seed a completed trial is measured as it is; a stopped one is trained on from where it was."""
+
+    def finalists(kind: str, **settings: Any) -> Any:
+        settings = {"finalists__seeds": 1, "finalists__top_k": 4, "budget__trials": 9, **settings}
+        scheduler = {"type": kind} | ({"reduction_factor": 9} if kind == "promote" else {})
+        plan = make_plan(tiny(tmp_path, scheduler=scheduler, **settings), bench, 2, SPEED)
+        assert plan.search is not None
+        return plan.finalists, plan.search
+
+    whole, search = finalists("none")
+    assert (search.completed, search.left_to_train) == (9, 0)
+    assert (whole.runs, whole.epochs) == (5, 4 + 3), "the base alone is trained; the rest is measuring"
+    promoted, search = finalists("promote")
+    assert (search.completed, search.left_to_train) == (1, pytest.approx(2 / 3)), "the others paused after 1 epoch of 3"
+    assert promoted.epochs == 1 + 3 * 2 + 3
+    assert promoted.busy_seconds > whole.busy_seconds
+    anew, _ = finalists("none", finalists__set={"train.weight_decay": 0.5})
+    assert anew.epochs == 5 * 3, "with settings of their own all are trained anew"
+    few, _ = finalists("none", budget__trials=2, finalists__seeds=2)
+    assert few.runs == 2 * 3, "no more than there are trials"
+
+
 @pytest.mark.parametrize("kind", ["median", "asha", "promote"])
 def test_every_scheduler_is_priced(tmp_path: Path, bench: Workbench, kind: str):
     plan = make_plan(tiny(tmp_path, scheduler__type=kind, budget__trials=30), bench, 2, SPEED)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from genrec.artifacts import ArtifactStore
 from genrec.pipeline import run_pipeline
+from sweeps import ray_tune
 from sweeps.interruption import Interrupted
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
@@ -84,6 +86,24 @@ def counts(epochs: int = 3, seconds: float = 0.0) -> TrialFunction:
         return {"pid": os.getpid()}
 
     return trial
+
+
+def test_a_sign_of_life_finds_a_stop_at_once_and_reaches_the_driver_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped, sent, clock = [False], [], [0.0]
+    monkeypatch.setattr(ray_tune.tune, "report", sent.append)
+    monkeypatch.setattr(ray_tune, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    report = ray_tune._report(lambda: stopped[0])
+    for _ in range(50):
+        clock[0] += ray_tune.SIGN_SECONDS / 10
+        report({"stage": "tokenizer"})
+    assert len(sent) in (4, 5)
+    report({"epoch": 1})
+    assert sent[-1] == {"metrics": {"epoch": 1}}
+    stopped[0] = True
+    with pytest.raises(SystemExit):
+        report({"stage": "tokenizer"})
 
 
 def test_every_task_is_reported_and_completed(
@@ -362,7 +382,7 @@ def test_second_trial_in_a_warm_process_equals_the_first_in_a_new_one(ray_cluste
     in_warm, in_fresh = dict(warm.finished["trial-2"][1]), dict(fresh.finished["trial-1"][1])
     assert in_warm["pid"] == warm.finished["trial-1"][1]["pid"] != in_fresh["pid"]
     for result in (in_warm, in_fresh):
-        del result["duration"], result["pid"]
+        del result["duration"], result["runs"], result["pid"]
     assert in_warm == in_fresh
     assert in_warm["digest"] != warm.finished["trial-1"][1]["digest"]
     assert in_warm["cwd"] == os.getcwd()

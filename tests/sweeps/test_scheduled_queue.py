@@ -12,8 +12,8 @@ from sweeps.budget import Budget
 from sweeps.ledger import Ledger
 from sweeps.records import Task
 from sweeps.scheduled_queue import Queue, ScheduledQueue
-from sweeps.spec import SweepSpec, load_spec
-from sweeps.stopping import Curve, Promotion, Rule
+from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.stopping import Curve, Promotion, Rule, rule_of
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -85,8 +85,8 @@ def test_promotions_come_before_new_tasks_and_one_task_comes_to_its_end():
     assert train(queue, "t0", range(1, 5), 0.2) == "go"
     assert handed_out(queue) is None
     assert queue.never_promoted() == {
-        "t1": "not promoted at epoch 1: rank 2 of 3",
-        "t2": "not promoted at epoch 1: rank 3 of 3",
+        "t1": ("stop", "not promoted at epoch 1: rank 2 of 3", "promote"),
+        "t2": ("stop", "not promoted at epoch 1: rank 3 of 3", "promote"),
     }
     assert numbers.ended == {"t0": "completed"}
 
@@ -113,7 +113,7 @@ def test_what_was_paused_waits_again_and_what_was_running_runs_again():
     assert handed_out(queue) == "t4", "the two best of four were promoted before: only t4 is left to start"
     assert train(queue, "t4", range(1, 2), 0.9) == "go", "best of five"
     assert handed_out(queue) is None
-    assert queue.never_promoted()["t0"] == "not promoted at epoch 1: rank 5 of 5"
+    assert queue.never_promoted()["t0"].reason == "not promoted at epoch 1: rank 5 of 5"
 
 
 def drive(ledger: Ledger, trained: Counter[tuple[str, int]], epochs_left: int) -> bool:
@@ -125,8 +125,8 @@ def drive(ledger: Ledger, trained: Counter[tuple[str, int]], epochs_left: int) -
         while len(running) < 2 and (task := queue.next()) is not None:
             running.append(task.id)
         if not running:
-            for task_id, reason in queue.never_promoted().items():
-                ledger.finish(task_id, "stopped", {"reason": reason})
+            for task_id, verdict in queue.never_promoted().items():
+                ledger.finish(task_id, "stopped", {"reason": verdict.reason})
             return True
         if epochs_left == 0:
             return False
@@ -167,6 +167,58 @@ def test_a_search_that_is_killed_anywhere_promotes_the_best_and_trains_no_epoch_
     assert all(str(t.reason).startswith("not promoted at epoch") for t in trials if t.status == "stopped")
 
 
+class Killed(Exception):
+    """The driver's end, at a moment that the test chooses."""
+
+
+def drive_judged(ledger: Ledger, scheduler: SchedulerSpec, kill_at: tuple[str, int, str] | None = None) -> None:
+    """One slot over a ledger as the driver drives it: verdict, row, end. A trial's value falls with its number, so that
+    the scheduler ends all but the first ones. `kill_at`: trial, epoch, and before which of the writes the driver dies.
+    """
+
+    def dies_before(what: str) -> None:
+        if kill_at == (task.id, epoch, what):
+            raise Killed
+
+    rule = rule_of(scheduler, "max", 4)
+    history = {t.id: [(row["epoch"], row["ndcg@10"]) for row in t.epochs] for t in ledger.trials()}
+    queue = scheduled(ledger, rule, history)
+    while (task := queue.next()) is not None:
+        for epoch in range(1, 5):  # from its checkpoint a trial reports again what it had reported
+            value = 1 / (2 + int(task.id[-4:]))
+            verdict = queue.judge(task.id, {"epoch": epoch}, value)
+            if verdict.action == "stop":
+                dies_before("verdict")
+                ledger.condemn(task.id, epoch, verdict.reason, verdict.by)
+            dies_before("row")
+            ledger.report(task.id, {"epoch": epoch, "ndcg@10": value})
+            dies_before("end")
+            if verdict.action == "stop":
+                queue.finish(task.id, "stopped", {"reason": verdict.reason, "stopped_by": verdict.by})
+                break
+        else:
+            queue.finish(task.id, "completed", {})
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+@pytest.mark.parametrize("before", ["verdict", "row", "end"])
+def test_a_trial_that_a_rule_has_ended_is_not_trained_on_after_a_kill(tmp_path: Path, kind: str, before: str):
+    spec = load_spec(TINY, {"budget.trials": 5})
+    scheduler = SchedulerSpec(type=kind, reduction_factor=2, min_trials=1)
+    with Ledger.create(tmp_path / "undisturbed", spec) as ledger:
+        drive_judged(ledger, scheduler)
+        expected = [(t.status, t.value, t.reason, t.stopped_by, len(t.epochs)) for t in ledger.trials()]
+    assert [status for status, *_ in expected] == ["completed"] + 4 * ["stopped"]
+    assert {(by, epochs) for _, _, _, by, epochs in expected[1:]} == {(kind, 1)}
+    with Ledger.create(tmp_path / "killed", spec) as ledger, pytest.raises(Killed):
+        drive_judged(ledger, scheduler, ("trial-0002", 1, before))
+    with Ledger.open(tmp_path / "killed") as ledger:
+        if before == "end":
+            assert ledger.trials()[2].status == "stopped", "what was decided is carried out without running it"
+        drive_judged(ledger, scheduler)
+        assert [(t.status, t.value, t.reason, t.stopped_by, len(t.epochs)) for t in ledger.trials()] == expected
+
+
 def test_a_failed_task_makes_room_for_the_next_best():
     queue = scheduled(Numbers(0, 1))
     handed_out(queue)
@@ -205,7 +257,7 @@ def test_a_spent_budget_ends_running_tasks_at_their_next_epoch(budget: dict[str,
     assert handed_out(queue) == "t0"
     assert queue.judge("t0", {"epoch": 1}, 0.1).action == "go"
     seconds[0] = 600.0
-    assert queue.judge("t0", {"epoch": 2}, 0.1) == ("stop", f"ended with the budget at epoch 2: {said}")
+    assert queue.judge("t0", {"epoch": 2}, 0.1) == ("stop", f"ended with the budget at epoch 2: {said}", "budget")
     assert queue.judge("t0", {"epoch": 4}, 0.1).action == "go", "it is at its end anyway"
     assert handed_out(queue) is None
 
@@ -214,10 +266,14 @@ def test_a_spent_budget_ends_running_tasks_at_their_next_epoch(budget: dict[str,
 def test_a_target_ends_the_search(mode: str, values: list[float]):
     target = load_spec(TINY, {"budget.target": 0.2, "mode": mode})
     queue = scheduled(Numbers(0, 1), Rule(), budget=Budget(target, elapsed=lambda: 0.0))
-    assert handed_out(queue) == "t0"
+    assert [handed_out(queue), handed_out(queue)] == ["t0", "t1"]
     assert queue.judge("t0", {"epoch": 1}, values[0]).action == "go"
-    assert queue.judge("t0", {"epoch": 2}, values[1]).reason == (
-        f"ended with the budget at epoch 2: target: ndcg@10 {values[1]} has reached 0.2"
+    because = f"target: ndcg@10 {values[1]} has reached 0.2"
+    assert queue.judge("t0", {"epoch": 2}, values[1]) == (
+        "stop",
+        f"ended with the budget at epoch 2: {because}",
+        "target",
     )
+    assert queue.judge("t1", {"epoch": 1}, values[0]).by == "budget", "it has not reached it, and ends with the search"
     assert handed_out(queue) is None
     assert Budget(target, elapsed=lambda: 0.0, best=values[1]).reached(0.0), "also after a restart"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from sweeps.records import TrialRecord
 from sweeps.spec import SchedulerSpec, load_spec
 from sweeps.stopping import (
     BUDGET,
     GATE,
     GO,
+    TARGET,
     Asha,
     Curve,
     Median,
@@ -237,14 +240,31 @@ def test_a_reason_is_known_by_the_rule_that_gave_it(kind: str):
     rule = rule_of(scheduler, "max", 9)
     verdicts = [rule.judge(f"t{number}", 1, 1.0 - number / 10) for number in range(4)]
     [*_, last] = [verdict for verdict in verdicts if verdict.action == "stop"]
-    assert stopped_by(last.reason, scheduler) == kind
+    assert last.by == kind
+    assert stopped_by(ended(last.reason), scheduler) == kind, "as earlier versions recorded it"
 
 
-def test_gate_and_budget_are_known_whatever_the_scheduler_is():
+def ended(reason: str | None, by: str | None = None) -> TrialRecord:
+    """A trial that was stopped for this reason, by this rule if that was recorded."""
+    return replace(NOTHING, reason=reason, stopped_by=by)
+
+
+NOTHING = TrialRecord(
+    *(0, "trial-0000", "stopped", {}, None, [], 0, "", None, None, None, {}, [], [], None, None),
+)
+
+
+def test_what_stopped_a_trial_is_known_from_its_record_whatever_the_words_are():
+    for cause in (GATE, BUDGET, TARGET, "asha"):
+        assert stopped_by(ended("some words", cause), SchedulerSpec(type="median")) == cause
+
+
+def test_gate_and_budget_are_known_in_ledgers_of_earlier_versions_whatever_the_scheduler_is():
     for kind in ("none", "median", "asha", "promote"):
-        assert stopped_by(f"{GATE}: level 1", SchedulerSpec(type=kind)) == GATE
-        assert stopped_by(f"{BUDGET} at epoch 2: time: 3 of 3 spent", SchedulerSpec(type=kind)) == "budget"
-    assert stopped_by(None, SchedulerSpec()) == "unknown"
+        assert stopped_by(ended(f"{GATE}: level 1"), SchedulerSpec(type=kind)) == GATE
+        said = "ended with the budget at epoch 2: time: 3 of 3 spent"
+        assert stopped_by(ended(said), SchedulerSpec(type=kind)) == BUDGET
+    assert stopped_by(ended(None), SchedulerSpec()) == "unknown"
 
 
 @pytest.mark.parametrize(

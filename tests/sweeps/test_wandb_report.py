@@ -210,7 +210,7 @@ def test_runs_that_were_not_uploaded_are_named_with_the_command_that_does_it(tmp
     (run / f"run-id{number}.wandb.synced").touch()
     ended = command(tmp_path, "--wandb", "--dry-run")
     shown = "trial-0000, trial-0001, trial-0002, trial-0003, trial-0004 and 1 more"
-    assert f"6 runs ({shown}); sweeps sync told does that" in ended.stderr
+    assert f"6 runs ({shown}); upload them by: sweeps sync told --storage {tmp_path}\n" in ended.stderr
 
 
 # -- publishing -------------------------------------------------------------------------------------------------------
