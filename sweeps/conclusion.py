@@ -6,6 +6,7 @@ Everything is made from the ledger and the artifacts, so it can be made again at
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ ENSEMBLE = "ensemble"
 
 def conclude(ledger: Ledger, store: ArtifactStore, say: Callable[[str], None]) -> None:
     """Compare, say what came out, export the winner; the facts go to the ledger."""
-    spec = ledger.spec
+    spec, started = ledger.spec, time.monotonic()
     planned = current_runs(ledger)
     runs = [run for run in planned if run.status == "completed"]
     ranked = rank_finalists(summarise(planned), spec.metric, spec.mode)
@@ -66,6 +67,7 @@ def conclude(ledger: Ledger, store: ArtifactStore, say: Callable[[str], None]) -
     ledger.set_fact("comparisons", [comparison.to_dict() for comparison in comparisons])
     ledger.set_fact("verdict", verdict(ranked, comparisons, references["baselines"], metric, without_result(planned)))
     _export(ledger, store, ranked[0], runs)
+    ledger.set_fact("conclusion_seconds", round(time.monotonic() - started, 3))
     ledger.mark("finished")
 
 

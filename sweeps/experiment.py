@@ -7,11 +7,13 @@ came out.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,26 @@ from genrec.errors import InputError
 from genrec.pipeline import open_interactions, stage_keys
 from sweeps.conclusion import as_ranked
 from sweeps.differences import differing_settings
-from sweeps.errors import SweepFailed
-from sweeps.finalists import PER_USER, config_of_run, current_runs, finalist_name, metric_per_user, spread
-from sweeps.folders import artifact_store, has_sweep, storage_of, sweep_folder, sweeps_command, url_of, working_folder
+from sweeps.errors import LedgerError, SweepFailed
+from sweeps.finalists import (
+    PER_USER,
+    config_of_run,
+    current_runs,
+    finalist_name,
+    metric_per_user,
+    note_test_comparison,
+    spread,
+)
+from sweeps.folders import (
+    artifact_store,
+    folder_to_drive,
+    has_sweep,
+    storage_of,
+    sweep_folder,
+    sweeps_command,
+    url_of,
+    working_folder,
+)
 from sweeps.ledger import Ledger
 from sweeps.measuring import measure
 from sweeps.mirror import lock_of
@@ -50,6 +69,8 @@ class Side:
     config: RunConfig
     seeds: tuple[int, ...]
     resources: Resources | None = None
+    sweep: str | None = None
+    "whose winner it is"
 
     def seeded(self) -> list[RunConfig]:
         return [validate_config(self.config.to_dict() | {"seed": seed}) for seed in self.seeds]
@@ -67,6 +88,8 @@ class Experiment:
     protocol: dict[str, Any]
     folder: Path
     "with a log of every training"
+    test_read: dict[str, Any] | None = None
+    "when the test split was read, and by name of a sweep whether its ledger tells so; None where it was not"
 
     @property
     def verdict(self) -> str:
@@ -117,14 +140,32 @@ def run_experiment(
     lock = lock_of(folder)
     lock.acquire()
     try:
+        test_read = note_reading(sides, storage, say) if split == "test" else None
         with start_ray(address):
             _train(tasks, sides, resources, store, folder)
         shutil.rmtree(folder / "ray", ignore_errors=True)
-        experiment = finish(sides, tasks, metric, split, store, folder)
+        experiment = dataclasses.replace(finish(sides, tasks, metric, split, store, folder), test_read=test_read)
         write_json(folder / "comparison.json", experiment.to_dict())
         return experiment
     finally:
         lock.release()
+
+
+def note_reading(sides: Sequence[Side], storage: str | Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Record in the ledgers of the sweeps among `sides` that their test split is read again: `at`, and `noted`, by name
+    of a sweep. One that is driven just now, or cannot be written, is said to be without."""
+    noted = {}
+    for side, other in (sides, sides[::-1]):
+        if side.sweep is None:
+            continue
+        try:
+            with Ledger.open(folder_to_drive(side.sweep, storage)) as ledger:
+                note_test_comparison(ledger, other.name, side.seeds)
+            noted[side.sweep] = True
+        except (LedgerError, OSError) as error:
+            noted[side.sweep] = False
+            say(f"warning: the ledger of {side.sweep} does not tell that its test split is read again: {error}")
+    return {"at": datetime.now(UTC).isoformat(timespec="seconds"), "noted": noted}
 
 
 def _splits(sides: Sequence[Side], split: Split) -> list[Split]:
@@ -167,7 +208,8 @@ def open_sides(a: str, b: str, seeds: int, overrides: Mapping[str, Any], storage
 
 def _open(name: str, text: str, seeds: int, overrides: Mapping[str, Any], storage: str | Path) -> Side:
     if Path(text).name == text and has_sweep(text, storage):
-        return _winner(name, Ledger.read(sweep_folder(text, storage)), seeds, overrides)
+        winner = _winner(name, Ledger.read(sweep_folder(text, storage)), seeds, overrides)
+        return dataclasses.replace(winner, sweep=text)
     config = load_config(text, overrides)
     return Side(name, config, tuple(range(config.seed, config.seed + seeds)))
 

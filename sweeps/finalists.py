@@ -20,6 +20,8 @@ from sweeps.significance import Comparison, Ranked, compare_all, seeds_in_words
 from sweeps.spec import FinalistsSpec, SweepSpec
 
 BASE = "base"
+TEST_COMPARISONS = "test_comparisons"
+"fact of the ledger: when `sweeps compare` read the test split, against what and with which seeds"
 PER_USER = ("ndcg", "recall", "mrr")
 "metrics that are means over users, so that users can be compared; in the order of preference"
 
@@ -59,6 +61,13 @@ def note_plan(ledger: Ledger, plans: Sequence[PlannedRun]) -> None:
     keys = [[plan.finalist, plan.seed] for plan in plans]
     if not readings or readings[-1]["runs"] != keys:
         ledger.set_fact("test_readings", [*readings, {"at": now, "runs": keys}])
+
+
+def note_test_comparison(ledger: Ledger, against: str, seeds: Sequence[int]) -> None:
+    """Record that the winner was compared with something else on the test split."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known = ledger.fact(TEST_COMPARISONS) or []
+    ledger.set_fact(TEST_COMPARISONS, [*known, {"at": now, "against": against, "seeds": list(seeds)}])
 
 
 def current_runs(ledger: Ledger) -> list[FinalistRun]:

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from genrec.config import RunConfig, validate_config
+from genrec.errors import InputError
 from sweeps.costs import Shape, training_flops
 
 if TYPE_CHECKING:
@@ -27,18 +28,31 @@ FLOPS_OF_A_PROBE = {"cpu": 5e10, "cuda": 1e13}
 STEPS = (3, 60)
 "of a measured epoch, at least and at most"
 PROBE_USERS = 1000
+PATIENCE = 1800.0
+"seconds that a measurement may take"
 TOKENIZER_EPOCHS = (2, 12)
 
 
 def measure_speed(configs: Sequence[RunConfig], store: str, *, processes: int = 1, threads: int = 1) -> Speed:
-    """Train every config for a few batches in `processes` processes at once; their samples together."""
+    """Train every config for a few batches in `processes` processes at once; their samples together. Raises
+    `InputError` when that takes longer than `PATIENCE`."""
     payload = {"configs": [config.to_dict() for config in configs], "store": store, "threads": threads}
     payloads = [payload | {"asked_at": time.time()}] * processes
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process' threads
     samples = Samples()
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for found in pool.map(_measure, payloads):
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    try:
+        for found in pool.map(_measure, payloads, timeout=PATIENCE):
             samples.add(found)
+    except TimeoutError:
+        for process in list(pool._processes.values()):  # `shutdown` would wait for them
+            process.kill()
+        raise InputError(
+            f"measuring the speed of {len(configs)} configs, {processes} at once, took more than {PATIENCE:g} s; fix: "
+            "plan when the machine is less busy, by an earlier sweep (--like NAME), or without times (--no-measure)"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
     from genrec.pipeline import pick_device
 
     speed = Speed.fitted(samples, f"measured here on {pick_device()}, {processes} at once")

@@ -77,6 +77,8 @@ class Plan:
     "of an elastic trial; the other figures are those of trials with their most workers"
     search_with_fewest: PhaseTime | None = None
     finalists: PhaseTime | None = None
+    conclusion_seconds: float = 0.0
+    "an estimate of baselines and comparisons; ensemble and export are not in it"
     speed: Speed | None = None
     created: str = ""
     version: int = VERSION
@@ -86,7 +88,7 @@ class Plan:
         """Of the whole sweep."""
         if self.search is None or self.finalists is None:
             return None
-        return self.search.seconds + self.finalists.seconds
+        return self.search.seconds + self.finalists.seconds + self.conclusion_seconds
 
     @property
     def trained_share(self) -> float | None:

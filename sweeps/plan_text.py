@@ -42,6 +42,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"  search            {duration_text(plan.search.seconds)} ({spread}){stopping}",
         *elastic,
         f"  finalists         {duration_text(plan.finalists.seconds)} for {plan.finalists.runs} runs",
+        f"  conclusion        about {duration_text(plan.conclusion_seconds)} for baselines and comparisons, an "
+        "estimate without ensemble and export",
         f"  in all            {whole}, {cpu_hours:.2f} CPU-hours, {gpu_hours:.2f} GPU-hours{cost}",
         f"  speed             {plan.speed.source}",
     ]

@@ -19,9 +19,10 @@ from genrec.config import RunConfig
 from genrec.errors import InputError
 from sweeps.costs import Shape, memory_bytes, parameters
 from sweeps.measured_speed import measure_speed
-from sweeps.phase_times import finalists_time, search_time
+from sweeps.phase_times import conclusion_seconds, finalists_time, search_time
 from sweeps.plan import Plan, Range
 from sweeps.recorded_speed import recorded_speed
+from sweeps.resources import workers_in
 from sweeps.space import Point
 from sweeps.spec import SweepSpec, trials_of
 from sweeps.speed import Speed
@@ -72,7 +73,9 @@ def plan_sweep(
             processes=_processes(spec, slots),
             threads=max(1, int(resources.cpus_per_worker)),
         )
-        speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
+        speed = slower = of_one
+        if resources.most_workers > 1:
+            speed, slower = of_one.over(resources.most_workers), of_one.over(resources.fewest_workers)
     taken_over = _taken_over(spec, storage)
     plan = make_plan(spec, bench, slots, speed, taken_over)
     if slower is not None and resources.fewest_workers < resources.most_workers:
@@ -226,6 +229,7 @@ def make_plan(
         epochs_without_stopping=_scaled_epochs(new, len(done), trials),
         search=search,
         finalists=finalists,
+        conclusion_seconds=conclusion_seconds(bench.work(spec.base_config()).test_users),
         speed=speed,
     )
 
@@ -265,11 +269,10 @@ def local_slots(spec: SweepSpec, cpus: int | None = None, gpus: int | None = Non
 
     resources = spec.resources
     cpus = cpus or _own_cpus()
-    workers = int(cpus / resources.cpus_per_worker + 1e-6)
-    if resources.gpus_per_worker:
-        if gpus is None:
-            gpus = _own_gpus() if pick_device() == "cuda" else 0
-        workers = min(workers, int(gpus / resources.gpus_per_worker + 1e-6))
+    if gpus is None and resources.gpus_per_worker:
+        gpus = _own_gpus() if pick_device() == "cuda" else 0
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    workers = workers_in({"CPU": cpus, "GPU": gpus or 0}, need)
     slots = trials_of(workers, resources.fewest_workers, resources.most_workers)
     if slots < 1:
         have = f"{cpus} CPUs and {gpus or 0} GPUs"

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     pass
 
 
+GROUP_START = 15.0
+"seconds until the workers of a group train: as measured for two on two CPU cores (tests/benchmarks/group_start.py)"
+
+
 class Sample(NamedTuple):
     """Something that took `seconds`: so many units (targets, users, passes over the catalogue), so many operations."""
 
@@ -91,15 +95,16 @@ class Speed:
         )
 
     def over(self, workers: int) -> Speed:
-        """Of a group of `workers` that share every batch, as if sharing cost nothing."""
-        if workers == 1:
-            return self
+        """Of a worker group of `workers`, whose start every trial pays; they share every batch, as if that cost
+        nothing."""
         share = 1 / workers
         return dataclasses.replace(
             self,
             train=Pace(self.train.per_unit * share, self.train.per_flop * share),
             evaluate=Pace(self.evaluate.per_unit * share, self.evaluate.per_flop * share),
-            source=f"{self.source}, divided by {workers} workers",
+            setup=self.setup + GROUP_START,
+            source=f"{self.source}, divided by {workers} workers, and {GROUP_START:g} s for the start of every group, "
+            "which is an estimate",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sweeps.cluster_use import busy_share
-from sweeps.finalists import current_runs, rank_finalists, summarise, without_result
+from sweeps.finalists import TEST_COMPARISONS, current_runs, rank_finalists, summarise, without_result
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
@@ -47,6 +47,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
         "search_seconds": round(ledger.search_seconds, 1),
         "test_opened": ledger.fact("test_opened"),
         "test_readings": ledger.fact("test_readings") or [],
+        "test_comparisons": ledger.fact(TEST_COMPARISONS) or [],
     }
 
 

@@ -200,10 +200,15 @@ def numbers(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     if status["protocol"]:
         rows: list[list[Cell]] = [[name, scalar(value)] for name, value in status["protocol"].items()]
         rows += [["test split opened", status["test_opened"]], ["times it was read", len(status["test_readings"])]]
+        rows += [["read by sweeps compare", _compared(row)] for row in status["test_comparisons"]]
         blocks.append(Table("What every number is measured by", ["", "value"], rows))
     if status["comparisons"] and final:
         blocks.append(_comparisons(status["comparisons"]))
     return blocks
+
+
+def _compared(row: Mapping[str, Any]) -> str:
+    return f"{row['at']}, against {row['against']}"
 
 
 def _finalist(row: Mapping[str, Any], metrics: Sequence[str], chosen_by: str | None = None) -> list[Cell]:

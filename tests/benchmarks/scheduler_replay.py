@@ -1,7 +1,7 @@
 """What schedulers spend until they find the winner of the whole grid: learning curves replayed, nothing trained.
 
     python tests/benchmarks/scheduler_replay.py [--trials 1000] [--repeats 3] [--slots 8]
-    python tests/benchmarks/scheduler_replay.py --recorded runs/beauty
+    python tests/benchmarks/scheduler_replay.py --recorded runs/beauty [--trials 1000]
 
 The ledger, its sampler and the schedulers are those of a sweep; slots and time are played (`sweeps.rehearsal`). Every
 scheduler sees the same trials with the same curves. The winner is the trial whose best value is the best of all when
@@ -84,8 +84,9 @@ def made_up(trials: int, seed: int) -> Curves:
     return Curves(MADE_UP + "sampler: {type: random}\n", trials, trial_of, value_of)
 
 
-def recorded(folder: Path) -> Curves:
-    """The completed trials of a sweep, in their order; the replayed ledger has their places as a grid."""
+def recorded(folder: Path, trials: int | None) -> Curves:
+    """The completed trials of a sweep, in their order and again from the first if `trials` are more; the replayed
+    ledger has their places as a grid."""
     ledger = Ledger.read(folder)
     metric = ledger.spec.metric
     done = [record for record in ledger.trials() if record.status == "completed" and record.duplicate_of is None]
@@ -94,12 +95,17 @@ def recorded(folder: Path) -> Curves:
     curves = [[row[metric] for row in record.epochs if metric in row] for record in done]
     seconds = [(record.duration or 1.0) / len(curve) for record, curve in zip(done, curves, strict=True)]
     longest = max(len(curve) for curve in curves)
-    spec = f"set: {{train.epochs: {longest}}}\nspace: {{seed: {{type: grid, values: {list(range(len(done)))}}}}}\n"
+    count = trials or len(done)
+    spec = f"set: {{train.epochs: {longest}}}\nspace: {{seed: {{type: grid, values: {list(range(count))}}}}}\n"
+
+    def place(payload: dict[str, Any]) -> int:
+        return int(payload["seed"]) % len(done)
+
     return Curves(
         spec,
-        len(done),
-        lambda payload: Played(seconds[payload["seed"]], len(curves[payload["seed"]]), 0.0, "", 0.0),
-        lambda payload, epoch: curves[payload["seed"]][epoch - 1],
+        count,
+        lambda payload: Played(seconds[place(payload)], len(curves[place(payload)]), 0.0, "", 0.0),
+        lambda payload, epoch: curves[place(payload)][epoch - 1],
     )
 
 
@@ -179,16 +185,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, help="default: 1000, or those that were recorded")
     parser.add_argument("--repeats", type=int, default=3, help="made-up curves with other noise and other trials")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--recorded", type=Path, help="folder of a sweep whose curves are replayed")
     parser.add_argument("--format", choices=["table", "json"], default="table")
     chosen = parser.parse_args()
     sets = (
-        [recorded(chosen.recorded)] if chosen.recorded else [made_up(chosen.trials, s) for s in range(chosen.repeats)]
+        [recorded(chosen.recorded, chosen.trials)]
+        if chosen.recorded
+        else [made_up(chosen.trials or 1000, s) for s in range(chosen.repeats)]
     )
-    started = time.monotonic()
+    started, computed = time.monotonic(), time.process_time()
     runs: dict[str, list[Found]] = {name: [] for name in SCHEDULERS}
     for number, curves in enumerate(sets):
         curves.spec += f"seed: {number}\n"
@@ -199,11 +207,12 @@ def main() -> None:
     winners = [run.best for run in whole]
     everything = statistics.mean(run.epochs for run in whole)
     rows = [line(name, found, everything, winners) for name, found in runs.items()]
-    took = time.monotonic() - started
+    took, computed = time.monotonic() - started, time.process_time() - computed
     if chosen.format == "json":
-        print(json.dumps({"seconds": took, "rows": rows}, indent=1))
+        print(json.dumps({"seconds": took, "cpu_seconds": computed, "rows": rows}, indent=1))
     else:
-        print(f"{table(rows)}\n\n{sum(c.trials for c in sets) * len(runs)} trials replayed in {took:.0f} s")
+        trials = sum(c.trials for c in sets) * len(runs)
+        print(f"{table(rows)}\n\n{trials} trials replayed in {took:.1f} s, {computed:.1f} s of a core")
 
 
 if __name__ == "__main__":

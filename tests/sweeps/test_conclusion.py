@@ -27,7 +27,7 @@ from genrec.recommender import Recommender
 from genrec.trie import Trie
 from sweeps.conclusion import conclude
 from sweeps.differences import differing_settings
-from sweeps.experiment import Trainings, finish, open_sides
+from sweeps.experiment import Trainings, finish, note_reading, open_sides
 from sweeps.finalists import BASE, config_of_run, finalists_of, note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.measuring import measure, measure_ensemble
@@ -211,6 +211,24 @@ def test_a_sweep_stands_for_its_winner_with_its_seeds_and_further_ones(done: Don
         "train.weight_decay": [ours.config.train.weight_decay, 0.5]
     }
     assert [config.seed for config in ours.seeded()] == list(ours.seeds)
+
+
+def test_a_comparison_on_test_is_noted_by_the_sweeps_that_it_reads(done: Done, tmp_path: Path) -> None:
+    values = load_config(done.folder / "best.yaml").to_dict()
+    values["train"]["weight_decay"] = 0.5
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
+    sides = open_sides("small", str(tmp_path / "other.yaml"), 2, {}, done.storage)
+    readings = len(sweep_status(Ledger.read(done.folder))["test_readings"])
+    said: list[str] = []
+    assert note_reading(sides, done.storage, said.append)["noted"] == {"small": True}
+    with Ledger.open(done.folder):  # somebody drives it
+        assert note_reading(sides, done.storage, said.append)["noted"] == {"small": False}
+    [warning] = said
+    assert "the ledger of small does not tell that its test split is read again" in warning
+    status = sweep_status(Ledger.read(done.folder))
+    [row] = status["test_comparisons"]
+    assert (row["against"], row["seeds"]) == ("other", list(sides[0].seeds))
+    assert (status["state"], len(status["test_readings"])) == ("finished", readings)
 
 
 def test_an_experiment_trains_what_is_new_and_prints_settings_metrics_and_verdict(done: Done, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sweeps.cli import main
 from sweeps.costs import COLLISION_CODES, Shape, decoding_flops, memory_bytes, parameters, training_flops
 from sweeps.ledger import Ledger
 from sweeps.measured_speed import measure_speed
+from sweeps.phase_times import search_time
 from sweeps.plan import read_plan
 from sweeps.plan_outcome import planned_against_actual
 from sweeps.plan_text import plan_lines
@@ -39,7 +43,7 @@ from sweeps.planner import (
 from sweeps.recorded_speed import recorded_speed
 from sweeps.rehearsal import Clock, Played, rehearse
 from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
-from sweeps.speed import Pace, Sample, Samples, Speed
+from sweeps.speed import GROUP_START, Pace, Sample, Samples, Speed
 from sweeps.stopping import Rule, rule_of
 from sweeps.work import Workbench
 
@@ -268,6 +272,8 @@ def test_time_is_priced_with_stopping_tokenizers_and_finalists(tmp_path: Path, b
     assert whole.finalists is not None
     assert whole.search.epochs == 18
     assert whole.finalists.runs == 4  # the best and the base, two seeds each
+    assert whole.seconds == whole.search.seconds + whole.finalists.seconds + whole.conclusion_seconds
+    assert whole.conclusion_seconds > 0
     expected = 6 * (3 * work.epoch_seconds(SPEED) + SPEED.setup) + 5 * 0.1
     assert whole.search.busy_seconds == pytest.approx(expected, rel=0.1)
     assert whole.hours(2.0) == pytest.approx(2 * whole.hours(1.0))
@@ -348,6 +354,63 @@ def test_a_sweep_that_only_time_ends_is_planned_by_its_time(tmp_path: Path, benc
     assert plan.trials == plan.search.runs > 10
 
 
+@pytest.mark.parametrize("kind", ["none", "median"])
+@pytest.mark.parametrize(
+    "limit", ["time: 24h", "cpu_hours: 192", "gpu_hours: 192", "cost: 384, price_per_hour: 2", "trials: 20000"]
+)
+def test_a_sweep_of_thousands_of_trials_is_planned_in_full_and_at_once(
+    tmp_path: Path, bench: Workbench, limit: str, kind: str
+):
+    (tmp_path / "long.yaml").write_text(
+        TINY.read_text().replace("budget: {trials: 6}", f"budget: {{{limit}}}")
+        + f"scheduler: {{type: {kind}}}\nresources: {{gpus_per_worker: 1}}\n"
+    )
+    spec = load_spec(tmp_path / "long.yaml")
+    work = bench.work(spec.base_config())
+    minute = dataclasses.replace(SPEED, train=Pace(20 / work.targets, 0.0), evaluate=Pace(0.0, 0.0), setup=0.0)
+    works = [work] * 300
+    trials = spec.budget.trials
+    started = time.process_time()
+    found = search_time(spec, works, trials, 8, minute)
+    assert time.process_time() - started < 4  # less than one on the core that this was written on
+    if trials is None:
+        assert found.seconds == pytest.approx(24 * 3600, rel=0.01)
+    assert found.busy_seconds == pytest.approx(8 * found.seconds, rel=0.03)
+    if kind == "none":
+        assert found.runs == pytest.approx(trials or 11_520, rel=0.03)
+        assert found.epochs == pytest.approx(3 * found.runs, rel=0.03)
+    else:
+        assert found.runs > (trials or 12_000) - 1
+        assert found.epochs < 2.9 * found.runs
+
+
+def test_a_part_of_a_search_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: Workbench):
+    """600 trials played in full, and from 300 of them: the same but for chance."""
+    for kind in ("asha", "promote"):
+        spec = tiny(tmp_path, scheduler__type=kind, budget__trials=600)
+        works = [bench.work(config) for config in planned_configs(spec)]
+        part = search_time(spec, works, 600, 4, SPEED)
+        with monkeypatch.context() as patch:
+            patch.setattr("sweeps.phase_times.PLAYED", 600)
+            whole = search_time(spec, works, 600, 4, SPEED)
+        assert part.runs == whole.runs == 600
+        assert part.epochs == pytest.approx(whole.epochs, rel=0.06)
+        assert part.seconds == pytest.approx(whole.seconds, rel=0.06)
+
+
+def test_with_a_single_seed_finalists_are_trained_where_their_settings_are_others(tmp_path: Path, bench: Workbench):
+    def epochs(**overrides: Any) -> float:
+        plan = make_plan(tiny(tmp_path, finalists__seeds=1, finalists__top_k=3, **overrides), bench, 2, SPEED)
+        assert plan.finalists is not None
+        return plan.finalists.busy_seconds
+
+    as_they_are, other_beam = epochs(), epochs(finalists__set={"evaluation.beam_size": 20})
+    longer = epochs(finalists__set={"train.epochs": 30})
+    epoch = bench.work(load_spec(TINY).base_config()).epoch_seconds(SPEED)
+    assert other_beam < as_they_are + 3 * epoch
+    assert longer > as_they_are + 3 * 30 * epoch
+
+
 def test_a_plan_is_written_beside_the_sweep_and_read_again(tmp_path: Path, bench: Workbench):
     plan = make_plan(tiny(tmp_path), bench, 2, SPEED)
     assert plan.write(tmp_path / "tiny").name == "plan.json"
@@ -421,11 +484,43 @@ def test_planned_stands_against_actual(tmp_path: Path, bench: Workbench):
         assert 3 * work.epoch_seconds(speed) + speed.setup == pytest.approx(4.0, rel=0.05)
 
 
+def test_neither_a_night_between_two_drivers_nor_what_was_taken_over_counts_as_work(tmp_path: Path):
+    """Two trials of ten seconds side by side in the evening, one of ten in the morning."""
+    spec = tiny(tmp_path)
+    with Ledger.create(tmp_path / "x", spec) as ledger:
+        for _ in range(3):
+            task = ledger.next()
+            assert task is not None
+            ledger.report(task.id, {"epoch": 1, "ndcg@10": 0.1})
+            ledger.finish(task.id, "completed", {"duration": 10.0})
+        evening = datetime(2026, 1, 1, 22).astimezone()
+        ten, night = timedelta(seconds=10), timedelta(hours=9)
+        [a, b, c] = ledger.trials()
+        a = dataclasses.replace(a, started=evening, finished=evening + ten)
+        b = dataclasses.replace(b, started=evening + ten / 2, finished=evening + 1.5 * ten)
+        c = dataclasses.replace(c, started=evening + ten, finished=evening + night + ten)  # interrupted, and resumed
+        taken = dataclasses.replace(
+            c, source={"sweep": "earlier"}, started=evening + night, finished=evening + 2 * night
+        )
+        sizes = [(evening, 2), (evening + 2 * ten, 0), (evening + night, 2), (evening + night + 2 * ten, 0)]
+        ledger.set_fact("cluster_sizes", [[at.timestamp(), cpus, 0, 1 if cpus else 0] for at, cpus in sizes])
+        ledger.trials = lambda: [a, b, c, taken]  # type: ignore[method-assign]
+        rows = {name: actual for name, _, actual in planned_against_actual({}, ledger)}
+    assert rows["search seconds"] == pytest.approx(20 + 10)
+    assert rows["trials"] == 4
+    assert rows["epochs"] == 3
+    assert rows["search slot seconds"] == 30.0
+
+
+def test_a_measurement_that_does_not_end_is_given_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sweeps.measured_speed.PATIENCE", 0.01)
+    with pytest.raises(InputError, match=r"took more than 0.01 s; fix: .*--like NAME.*--no-measure"):
+        measure_speed([load_spec(TINY).base_config()], bench.store.address)
+
+
 @pytest.mark.slow
 def test_the_measured_speed_predicts_a_training(bench: Workbench):
     """Loosely, because tests share their machine: the real check is a report's planned against actual."""
-    import time
-
     from genrec.pipeline import run_pipeline
 
     config = load_config(None, {**load_spec(TINY).set, "train.epochs": 12, "dataset.synthetic.num_users": 600})
@@ -471,8 +566,9 @@ def test_an_elastic_sweep_is_priced_with_its_most_and_its_fewest_workers(
         plans[name] = plan_sweep(spec, tmp_path, cpus=4)
     elastic = plans["elastic"]
     assert elastic.search == plans["four"].search
-    assert elastic.search_with_fewest == plans["one"].search
-    assert elastic.search_with_fewest.seconds > elastic.search.seconds
+    single = plans["one"].search.seconds
+    assert elastic.search_with_fewest.seconds == pytest.approx(single + 6 * GROUP_START)  # trials one after the other
+    assert elastic.search_with_fewest.seconds > elastic.search.seconds > 6 * GROUP_START
     assert "if every trial has only its fewest workers (1)" in "\n".join(plan_lines(elastic))
     assert plans["four"].search_with_fewest is None
 
