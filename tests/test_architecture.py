@@ -62,6 +62,7 @@ RAY = {
         "ray_train",
         "ray_tune",
         "reservations",
+        "stop_mark",
         "submission",
     )
 }
