@@ -28,21 +28,40 @@ fi
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
+trap 'exit 143' TERM INT USR1   # until the sweep has started
+on_node() { # node, then a command, in a process of its own; without the CPUs a step has one (Slurm since 22.05)
+  exec srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --nodelist="$1" "${@:2}"
+}
+
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-head_ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
-address=${head_ip%% *}:$port
+# By which the others reach the head: its name may stand for a loopback address, and an IPv6 one may come first.
+head_ip=$(on_node "$head" bash -c 'hostname --ip-address; hostname --all-ip-addresses' | tr -s ' ' '\n' |
+  grep -E '^[0-9]+(\.[0-9]+){3}$' | grep -v '^127\.' | sed -n 1p) || true
+if [[ -z $head_ip ]] && ((${#nodes[@]} == 1)); then
+  head_ip=127.0.0.1
+elif [[ -z $head_ip ]]; then
+  echo "error: $head has no IPv4 address that other nodes can reach" >&2
+  exit 4
+fi
+address=$head_ip:$port
 
 ray_pids=()
 start_node() { # node, then how `ray start` is to be called; Ray opens its session folders to everyone, so they lie in ours
   local node=$1
   shift
+  # A step gets the SIGTERM of `scancel` and of a preemption as the sweep does, which needs its nodes to stop resumably:
+  # Ray ends by SIGUSR2 alone, which only this script sends. Names of sockets are made from the folder's: 107 bytes at most.
   # shellcheck disable=SC2016  # expanded on the node
-  srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" bash -c '
-    sessions=$(mktemp -d "${TMPDIR:-/tmp}/ray-XXXXXX")
+  on_node "$node" bash -c '
+    trap : TERM INT
+    trap exit USR2
+    folder=${TMPDIR:-/tmp}
+    if ((${#folder} > 24)); then folder=/tmp; fi
+    sessions=$(mktemp -d "$folder/ray-XXXXXX")
     trap "rm -rf \"$sessions\"" EXIT
     ray start --block --disable-usage-stats --temp-dir="$sessions/ray" "$@" &
-    trap "kill -TERM $!" TERM INT
+    trap "kill -TERM $!" USR2
     until wait $!; [ -z "$(jobs -r)" ]; do :; done
   ' start-ray --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" "$@" &
   ray_pids+=($!)
@@ -50,7 +69,7 @@ start_node() { # node, then how `ray start` is to be called; Ray opens its sessi
 
 # shellcheck disable=SC2329  # called by the trap
 stop_nodes() {
-  kill -TERM "${ray_pids[@]}" 2>/dev/null || true
+  kill -USR2 "${ray_pids[@]}" 2>/dev/null || true
   wait "${ray_pids[@]}" 2>/dev/null || true
 }
 trap stop_nodes EXIT
@@ -74,7 +93,7 @@ wait_until_ready() { # how many nodes
   done
 }
 
-start_node "$head" --head --port="$port" --node-ip-address="${head_ip%% *}" --include-dashboard=false
+start_node "$head" --head --port="$port" --node-ip-address="$head_ip" --include-dashboard=false
 wait_until_ready 1
 for node in "${nodes[@]:1}"; do
   start_node "$node" --address="$address"
@@ -92,7 +111,7 @@ done
 code=0
 wait $driver || code=$?
 
-if $again && ((code == 143)); then
+if $again && [[ $code =~ ^(129|130|143)$ ]]; then   # stopped resumably, whichever signal came first
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code

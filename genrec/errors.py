@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     INPUT = 2
     "bad input, and nothing was started"
     FAILED = 3
-    "no trial succeeded, or the training has diverged"
+    "no trial succeeded, too many failed, or the training has diverged"
     ENVIRONMENT = 4
     "the cluster, the storage or the disk"
     HUNG_UP = 129

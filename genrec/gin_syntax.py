@@ -52,11 +52,21 @@ class Statement:
         return f"{self.kind} {self.key}" if self.kind in ("import", "include") else f"{self.key} = {self.value!r}"
 
 
+@dataclass(frozen=True)
+class Include:
+    """A file that another one includes: which one does, how it names it, and what was found."""
+
+    by: Path
+    name: str
+    found: Path
+
+
 @dataclass
 class GinFile:
     """All statements of a file and of those it includes, in order, and the faults of the lines that are none."""
 
     statements: list[Statement] = field(default_factory=list)
+    includes: list[Include] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     macros: dict[str, Any] = field(default_factory=dict)
 
@@ -122,6 +132,7 @@ def _include(path: Path, name: str, place: str, file: GinFile, outer: tuple[Path
     elif found.resolve() in outer:
         file.faults.append(f"{place}: include {name!r}: the file includes itself")
     else:
+        file.includes.append(Include(path, name, found))
         _read(found, file, outer)
 
 

@@ -170,15 +170,18 @@ def start(
     storage: str | Path | None = None,
     address: str | None = None,
     or_resume: bool = False,
+    revise: bool = False,
     wait_seconds: float | None = None,
     quiet: bool = False,
 ) -> Sweep:
-    """`run` with a spec that is loaded already."""
+    """`run` with a spec that is loaded already. `revise`: a sweep that is continued goes on with what `spec` says."""
     from sweeps.ledger import Ledger
 
     storage = storage or spec.storage or STORAGE
     folder = working_folder(storage) / spec.name
     if or_resume and (has_sweep(spec.name, storage) or Ledger.attach(folder, spec)):
+        if revise:
+            return _continue(load(spec.name, storage), spec, storage, address, quiet, wait_seconds=wait_seconds)
         if not quiet:
             _say_what_is_left_out(load(spec.name, storage).spec, spec, storage)
         return resume(spec.name, storage=storage, address=address, wait_seconds=wait_seconds, quiet=quiet)
@@ -214,8 +217,6 @@ def resume(
             trials.
         wait_seconds: as in `run`.
     """
-    from sweeps.ledger import Ledger
-
     sweep = load(name, storage)
     limits = {key: value for key, value in (("trials", trials), ("time", time)) if value is not None}
     if file is not None:
@@ -225,13 +226,39 @@ def resume(
     if limits:
         data = spec.to_dict()
         spec = SweepSpec.from_dict(data | {"budget": data["budget"] | limits})
+    return _continue(
+        sweep,
+        spec,
+        storage,
+        address,
+        quiet,
+        accept_data=accept_data,
+        accept_code=accept_code,
+        wait_seconds=wait_seconds,
+    )
+
+
+def _continue(
+    sweep: Sweep,
+    spec: SweepSpec,
+    storage: str | Path,
+    address: str | None,
+    quiet: bool,
+    *,
+    accept_data: bool = False,
+    accept_code: bool = False,
+    wait_seconds: float | None = None,
+) -> Sweep:
+    """Go on with a sweep as `spec` says; what contradicts its record raises `InputError`."""
+    from sweeps.ledger import Ledger
+
     if sweep.state == "finished" and spec == sweep.spec:
         return sweep
     if spec.reuse != sweep.spec.reuse:
         check_names(spec, storage)
     require_here(spec, address)
     return _drive(
-        Ledger.open(folder_to_drive(name, storage)),
+        Ledger.open(folder_to_drive(spec.name, storage)),
         address,
         quiet,
         spec=spec,

@@ -1,7 +1,7 @@
 """`sweeps`: validate, run, resume and look at sweeps. Thin commands: parse, call the library, print.
 
-Exit codes: 0 done, 2 bad input (nothing started), 3 no trial succeeded or too many failed, 4 cluster or storage,
-130/143 interrupted and resumable.
+Exit codes (`genrec.errors.ExitCode`): 0 done, 2 bad input (nothing started), 3 no trial succeeded or too many failed, 4
+cluster or storage; 129, 130 and 143 interrupted by SIGHUP, SIGINT and SIGTERM, and resumable.
 """
 
 from __future__ import annotations
@@ -188,19 +188,31 @@ def _storage(spec: SweepSpec, storage: str | None) -> str:
     return storage or spec.storage or DEFAULT
 
 
-def _spec(file: str, name: str | None, trials: int | None, assignments: tuple[str, ...]) -> SweepSpec:
-    overrides = {key: value for key, value in (("name", name), ("budget.trials", trials)) if value is not None}
+def _spec(
+    file: str, name: str | None, trials: int | None, assignments: tuple[str, ...], time: str | None = None
+) -> SweepSpec:
+    given = {"name": name, "budget.trials": trials, "budget.time": time}
+    overrides = {key: value for key, value in given.items() if value is not None}
     return load_spec(file, overrides=overrides, config_overrides=parse_overrides(assignments))
+
+
+time_option = click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
+recipe_option = click.option("--recipe", help="Instead of FILE: the recipe or config file that a grid starts from.")
+grid_option = click.option(
+    "--grid", "grids", multiple=True, metavar="KEY=A,B", help="Values of a setting; all combinations run."
+)
 
 
 @main.command()
 @click.argument("file", required=False)
-@click.option("--recipe", help="Instead of FILE: the recipe or config file that a grid starts from.")
-@click.option("--grid", "grids", multiple=True, metavar="KEY=A,B", help="Values of a setting; all combinations run.")
+@recipe_option
+@grid_option
 @name_option
 @trials_option
+@time_option
 @click.option("--dry-run", is_flag=True, help="Only plan it: what it will cost, measured here; starts no trial.")
 @click.option("--resume", "or_resume", is_flag=True, help="If the sweep exists already, continue it as it was started.")
+@click.option("--revise", is_flag=True, help="With --resume: continue it with what FILE and the options say now.")
 @set_option
 @storage_of_file_option
 @address_option
@@ -211,22 +223,23 @@ def run(
     grids: tuple[str, ...],
     name: str | None,
     trials: int | None,
+    time: str | None,
     dry_run: bool,
     or_resume: bool,
+    revise: bool,
     assignments: tuple[str, ...],
     storage: str | None,
     address: str | None,
     wait: float | None,
 ) -> None:
     """Run the sweep that FILE describes, or the grid of --grid, from data to winner."""
-    if (file is None) == (not grids):
-        raise click.UsageError("give either a FILE or --grid KEY=A,B (one or more)")
-    if file is not None and recipe is not None:
-        raise click.UsageError("--recipe goes with --grid; a FILE names its own base")
+    _check_source(file, recipe, grids)
+    if revise and not or_resume:
+        raise click.UsageError("--revise goes with --resume")
     spec = (
-        _spec(file, name, trials, assignments)
+        _spec(file, name, trials, assignments, time)
         if file is not None
-        else _quick_grid(name, recipe, grids, assignments, trials, storage or DEFAULT, keep=not dry_run)
+        else _quick_grid(name, recipe, grids, assignments, trials, time, storage or DEFAULT, keep=not dry_run)
     )
     storage = _storage(spec, storage)
     if dry_run:
@@ -241,8 +254,15 @@ def run(
         return _resume_command(spec.name, storage, address) if begun else "the same command"
 
     with _exit_codes(again):
-        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, wait_seconds=wait)
+        sweep = api.start(spec, storage=storage, address=address, or_resume=or_resume, revise=revise, wait_seconds=wait)
         _print_status(sweep.ledger, storage)
+
+
+def _check_source(file: str | Path | None, recipe: str | None, grids: tuple[str, ...]) -> None:
+    if (file is None) == (not grids):
+        raise click.UsageError("give either a FILE or --grid KEY=A,B (one or more)")
+    if file is not None and recipe is not None:
+        raise click.UsageError("--recipe goes with --grid; a FILE names its own base")
 
 
 def _quick_grid(
@@ -251,17 +271,15 @@ def _quick_grid(
     grids: tuple[str, ...],
     assignments: tuple[str, ...],
     trials: int | None,
+    time: str | None,
     storage: str,
     *,
     keep: bool,
 ) -> SweepSpec:
     """The spec of a grid, shown as the file that says the same; `keep`: that file beside the ledger."""
     from genrec.durable import write_text
-    from sweeps.quick_grid import SOURCE, grid_yaml
 
-    text = grid_yaml(name, recipe, grids, assignments, trials)
-    spec = parse_spec(text, SOURCE)
-    click.echo(text, err=True)
+    spec, text = _shown_grid(name, recipe, grids, assignments, trials, time)
     path = working_folder(storage) / spec.name / "sweep.yaml"
     if keep and not has_sweep(spec.name, storage):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,10 +288,27 @@ def _quick_grid(
     return spec
 
 
+def _shown_grid(
+    name: str | None,
+    recipe: str | None,
+    grids: tuple[str, ...],
+    assignments: tuple[str, ...],
+    trials: int | None,
+    time: str | None,
+) -> tuple[SweepSpec, str]:
+    """The spec of a grid, and the file that says the same, which is shown."""
+    from sweeps.quick_grid import SOURCE, grid_yaml
+
+    text = grid_yaml(name, recipe, grids, assignments, trials, time)
+    spec = parse_spec(text, SOURCE)
+    click.echo(text, err=True)
+    return spec, text
+
+
 @main.command()
 @click.argument("name")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trials from now on, the earlier ones included.")
-@click.option("--time", metavar="DURATION", help="Time of the search in all, such as 90m or 2h.")
+@time_option
 @click.option("--file", metavar="FILE", help="The sweep's file, edited: a wider space, other finalists or resources.")
 @set_option
 @click.option("--accept-data", is_flag=True, help="Go on although the data are not those of the recorded trials.")
@@ -481,7 +516,9 @@ def dashboard(name: str, storage: str, port: int) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@recipe_option
+@grid_option
 @click.option(
     "--address", required=True, envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HEAD:8265."
 )
@@ -496,26 +533,41 @@ def dashboard(name: str, storage: str, port: int) -> None:
 )
 @name_option
 @trials_option
+@time_option
 @set_option
 @wait_option
 def submit(
-    file: Path,
+    file: Path | None,
+    recipe: str | None,
+    grids: tuple[str, ...],
     address: str,
     storage: str | None,
     pip: tuple[str, ...],
     follow: bool,
     name: str | None,
     trials: int | None,
+    time: str | None,
     assignments: tuple[str, ...],
     wait: float | None,
 ) -> None:
-    """Run the sweep that FILE describes as a job of a Ray cluster; again: join that job or continue the sweep."""
-    spec = _spec(str(file), name, trials, assignments)
-    words = [*(["--name", name] if name else []), *(["--trials", str(trials)] if trials else [])]
+    """Run the sweep that FILE describes, or the grid of --grid, as a job of a Ray cluster.
+
+    Again: join that job, or continue the sweep with what FILE and the options say now.
+    """
+    _check_source(file, recipe, grids)
+    spec = (
+        _spec(str(file), name, trials, assignments, time)
+        if file is not None
+        else _shown_grid(name, recipe, grids, assignments, trials, time)[0]
+    )
+    words = [word for grid in grids for word in ("--grid", grid)]
     words += [word for assignment in assignments for word in ("--set", assignment)]
+    options = {"recipe": recipe, "name": name, "trials": trials, "time": time}
+    words += [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
     words += [] if wait is None else ["--wait-for-nodes", f"{wait:g}s"]
     with _exit_codes("the same command"):
-        from sweeps.submission import Cluster, Request
+        from sweeps.job_server import Cluster
+        from sweeps.submission import Request
 
         request = Request(spec, file, words, _storage(spec, storage), pip)
         cluster = Cluster(address)
@@ -523,7 +575,7 @@ def submit(
         stop = f"ray job stop --address {cluster.address} {job}"
         click.echo(f"it does not need this shell; the same command follows it, and this stops it: {stop}", err=True)
         if follow:
-            end = cluster.follow(job, lambda text: _print_lines(text.splitlines()))
+            end = cluster.follow(job, lambda line: click.echo(printable(line)))
             click.echo(printable(end.sentence), err=True)
             sys.exit(end.code)
 

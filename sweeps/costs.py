@@ -140,6 +140,11 @@ def memory_bytes(shape: Shape, batch_size: int, half: bool = False) -> float:
     return 4.0 * BYTES * parameters(shape) + activations * (BYTES / 2 if half else BYTES)
 
 
+def checkpoint_bytes(shape: Shape) -> int:
+    """Of a checkpoint to go on from: weights and Adam's two moments."""
+    return 3 * BYTES * parameters(shape)
+
+
 def quantity(name: str, config: Mapping[str, Any]) -> float:
     """One of `QUANTITIES` of a config as a nested dict."""
     shape = Shape.of(config)

@@ -20,6 +20,7 @@ from genrec.tracking import require_trackers
 from sweeps.budget import Budget
 from sweeps.cluster_use import busy_line, note_begin, note_end, note_size
 from sweeps.conclusion import conclude
+from sweeps.disk_need import DiskNeed
 from sweeps.errors import SweepFailed
 from sweeps.failures import FailureLimit
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
@@ -59,8 +60,9 @@ def drive(
     with start_ray(address):
         check: NodeCheck = tuple
         if not is_own_ray():
-            check_nodes(storage, ledger.spec.base_config())
-            check = late_check(storage, ledger.spec.base_config())
+            need = DiskNeed.of(ledger.spec)
+            check_nodes(storage, ledger.spec.base_config(), need)
+            check = late_check(storage, ledger.spec.base_config(), need)
         on_ready()
         run_tasks = functools.partial(run_queue, check_node=check, wait_seconds=wait_seconds)
         with _cluster_noted(ledger, on_event) as tell:
@@ -75,13 +77,16 @@ def drive(
 
 @contextlib.contextmanager
 def _cluster_noted(ledger: Ledger, on_event: OnEvent) -> Iterator[OnEvent]:
-    """Keep in the ledger what is told of the cluster in the block: its size over time, and the nodes it avoids."""
+    """Keep in the ledger what is told of the cluster in the block: its size over time, the nodes it avoids, and when it
+    ran what has not ended."""
 
     def tell(event: str, task_id: str, data: dict[str, Any]) -> None:
         if event == "cluster":
             note_size(ledger, data)
         elif event == "avoided":
             ledger.set_fact("avoided", {**(ledger.fact("avoided") or {}), task_id: data["reason"]})
+        elif event in ("paused", "halted"):
+            ledger.note_runs(task_id, data["runs"])
         on_event(event, task_id, data)
 
     note_begin(ledger)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -243,6 +243,12 @@ class Ledger:
         """Record that a trial waits, holding nothing, until a rule lets it go on; samplers learn from it as from one
         that was stopped there."""
         self._record.pause(task_id, epoch)
+
+    def note_runs(self, task_id: str, runs: Sequence[Sequence[str | None]]) -> None:
+        """Record when and where a trial or re-evaluation that has not ended ran in this session: [start, end, node] of
+        every time."""
+        record = self._record if self._record.knows(task_id) else self.finalists
+        record.note_runs(task_id, self._session, runs)
 
     def condemn(self, task_id: str, epoch: int, reason: str, by: str) -> None:
         """Record that a rule ends a trial at an epoch, before that epoch is reported and before the trial knows. Should

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import genrec
@@ -30,42 +31,50 @@ from genrec.errors import InputError
 from genrec.object_store import ObjectStore, StorageError, is_url
 from genrec.pipeline import stage_keys
 from sweeps.cluster_view import nodes
+from sweeps.disk_need import DiskNeed
 from sweeps.driver_lock import is_locked
 from sweeps.folders import working_folder
 from sweeps.node_health import MIN_FREE_BYTES
 
 ANSWER_SECONDS = 180.0
 "for a node to answer; its first process imports torch"
-DISTRIBUTIONS = ("ray", "torch", "genrec-sweeps")
+DISTRIBUTIONS = ("ray", "torch", "numpy", "optuna", "genrec-sweeps")
+NO_CHECKPOINTS = DiskNeed()
 
 
 class ClusterNotReady(ConnectionError):
     """Nodes on which trials could not run, or would run differently; a line for each fault."""
 
 
-def check_nodes(storage: str | Path, config: RunConfig) -> None:
+def check_nodes(storage: str | Path, config: RunConfig, need: DiskNeed = NO_CHECKPOINTS) -> None:
     """Ask every living node. Ray must be initialised. Raises `ClusterNotReady`.
 
     Nodes that join later are asked by `faults_of_late_node`.
     """
     with _probe(storage) as probe:
         here = facts_of_this_node(probe, config.to_dict())
-        asked = {}
+        living = [node for node in nodes() if node.alive]
+        asked = []
         task = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
-        for node in (node for node in nodes() if node.alive):
+        for node in living:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            asked[str(node)] = task.options(scheduling_strategy=there).remote(probe, config.to_dict())
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        found = [f"node {name}: {fault}" for name, answer in asked.items() for fault in _faults(here, answer)]
+            asked.append(task.options(scheduling_strategy=there).remote(probe, config.to_dict()))
+        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+        found = []
+        for node, answer in zip(living, asked, strict=True):
+            # All trials write to one shared folder; copies of an object store's checkpoints lie on the trial's node.
+            writing = [node] if is_url(storage) else living
+            needed = {"needed": need.bytes_on([other.resources for other in writing])}
+            found += [f"node {node}: {fault}" for fault in _faults(here | needed, answer)]
     if found:
         raise ClusterNotReady("\n".join(found))
 
 
-def late_check(storage: str | Path, config: RunConfig) -> Callable[[], list[str]]:
+def late_check(storage: str | Path, config: RunConfig, need: DiskNeed = NO_CHECKPOINTS) -> Callable[[], list[str]]:
     """What a trial's process calls before its first task, wherever it is: the faults of its node, by what the driver
     finds here and now."""
     with _probe(storage) as probe:
-        here = facts_of_this_node(probe, config.to_dict())
+        here = facts_of_this_node(probe, config.to_dict()) | {"needed": need.bytes_on([])}
     return functools.partial(faults_of_late_node, here, str(storage), config.to_dict())
 
 
@@ -83,7 +92,9 @@ def faults_of_late_node(here: Mapping[str, Any], storage: str, config: dict[str,
 def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
     """What a node has and can do, as plain JSON. `probe` is the folder, or the object, that the driver has prepared in
     the storage."""
+    scratch = tempfile.gettempdir()
     facts: dict[str, Any] = {"versions": versions(), "data": "", "free": {}}
+    facts["scratch"] = {scratch: shutil.disk_usage(scratch).free}
     if is_url(probe):
         facts |= {"storage": _fault_of_store(probe), "keeps_locks": True}
         cache = working_folder(probe.rpartition("/")[0])
@@ -94,7 +105,6 @@ def facts_of_this_node(probe: str, config: dict[str, Any]) -> dict[str, Any]:
         if not facts["storage"]:
             facts["keeps_locks"] = is_locked(folder / "lock")
             facts["free"][str(folder.parent)] = shutil.disk_usage(folder).free
-    facts["free"][tempfile.gettempdir()] = shutil.disk_usage(tempfile.gettempdir()).free
     try:
         facts["data"] = stage_keys(validate_config(config))["embeddings"]
     except (InputError, OSError) as error:
@@ -110,6 +120,7 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
+    found["CUDA"] = torch.version.cuda or "none"
     files = [path for package in (genrec, sweeps) for path in sorted(Path(package.__path__[0]).rglob("*.py"))]
     return found | {"code": content_hash([[path.name, file_hash(path)] for path in files])}
 
@@ -128,9 +139,16 @@ def faults_of(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str
         yield f"cannot read the data: {there['no_data']}"
     elif there["data"] != here["data"]:
         yield f"sees other data than the driver ({there['data']}, not {here['data']})"
-    for folder, free in there["free"].items():
-        if free < MIN_FREE_BYTES:
-            yield f"{free / 2**20:.0f} MB free in {folder}; at least {MIN_FREE_BYTES // 2**20} MB are needed"
+    needed = here.get("needed", 0)
+    yield from _too_full(there["free"], MIN_FREE_BYTES + needed, " for the checkpoints of its trials" * (needed > 0))
+    yield from _too_full(there["scratch"], MIN_FREE_BYTES)
+
+
+def _too_full(free: Mapping[str, int], needed: int, why: str = "") -> Iterator[str]:
+    """`free`: folder -> bytes."""
+    for folder, there in free.items():
+        if there < needed:
+            yield f"{there / 2**20:.0f} MB free in {folder}; at least {needed / 2**20:.0f} MB are needed{why}"
 
 
 def _faults(here: Mapping[str, Any], answer: Any) -> list[str]:

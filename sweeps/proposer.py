@@ -39,6 +39,9 @@ def _shuffled(points: Sequence[Point], seed: int) -> list[Point]:
     return [points[index] for index in order]
 
 
+_COST_NOTHING: dict[str, Any] = {"duration": 0.0, "runs": []}  # what is copied was not run
+
+
 class Progress:
     """What the trials so far mean for the next one. Every trial is counted once, when it is there.
 
@@ -299,7 +302,7 @@ class Proposer:
         source = record.source or {"sweep": earlier.sweep, "trial": record.id, "duration": record.duration}
         rows = {f"epoch:{row['epoch']}": row for row in record.epochs}
         curve = {row["epoch"]: row[metric] for row in record.epochs if math.isfinite(row.get(metric, math.nan))}
-        attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | {"duration": 0.0}, "from": source}
+        attrs = attrs | rows | {"seed": record.seed, "result": earlier.result | _COST_NOTHING, "from": source}
         values = [record.objectives[name] for name in self.spec.objectives]
         return self._record.create(TrialState.COMPLETE, attrs, values=values, intermediate_values=curve, **fields)
 
@@ -315,5 +318,5 @@ class Proposer:
 
 
 def _copied_result(first: FrozenTrial) -> dict[str, Any]:
-    result: dict[str, Any] = dict(first.user_attrs.get("result", {})) | {"duration": 0.0}
+    result: dict[str, Any] = dict(first.user_attrs.get("result", {})) | _COST_NOTHING
     return result

@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,8 +280,7 @@ class QueueRun:
     def ended(self, task_id: str, final: Mapping[str, Any] | None, node: str | None) -> None:
         """The trial's process is fine and the trial over; `final` is its last word, None if it was stopped before."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         if final is not None and final["status"] == "unfit":
             task.node_id = final["node_id"] or task.node_id
             if self._storage and final.get("disk") and (fault := fault_of_storage(self._storage, final["disk"])):
@@ -301,8 +301,7 @@ class QueueRun:
     def died(self, task_id: str, reason: str, node: str | None, node_id: str | None = None) -> None:
         """The trial's process is gone: the task goes out again, or fails if that happened too often."""
         task = self._open[task_id]
-        task.halt()
-        task.node = node
+        self._halt(task, node)
         task.node_id = node_id or task.node_id
         if task.fault or task.verdict.action != "go":
             self._end_as_judged(task)  # it died on its way out
@@ -317,6 +316,10 @@ class QueueRun:
             return
         times = "" if task.deaths == 1 else f" {task.deaths} times"
         self._finish(task, "failed", {"reason": f"the trial's process died{times}: {reason}", "node": node})
+
+    def _halt(self, task: OpenTask, node: str | None) -> None:
+        task.node = node
+        task.halt(node or (self._cluster.name(task.node_id) if task.node_id else None))
 
     def _end_as_judged(self, task: OpenTask) -> None:
         """The last epoch has decided."""
@@ -373,6 +376,10 @@ class QueueRun:
         """After Tune has ended: raise what has to be raised, end what waited for a promotion."""
         with self._kept():
             self.queue.spent()  # notes what was spent
+            for task in self._open.values():
+                if task.has_process:
+                    self._halt(task, task.node)
+                    self._on_event("halted", task.task.id, {"runs": task.runs})
         if self._error is not None:
             raise self._error
         if self.signum is not None:
@@ -390,7 +397,8 @@ class QueueRun:
             self.queue.pause(task.task.id)
             task.running = False
             self._paused[task.task.id] = self._open.pop(task.task.id)
-            self._on_event("paused", task.task.id, {"epoch": task.epoch, "reason": task.verdict.reason})
+            facts = {"epoch": task.epoch, "reason": task.verdict.reason, "runs": task.runs}
+            self._on_event("paused", task.task.id, facts)
 
     def _stop(self, task: OpenTask, verdict: Verdict) -> None:
         by = {"stopped_by": verdict.by} if verdict.by else {}
@@ -398,7 +406,7 @@ class QueueRun:
 
     def _finish(self, task: OpenTask, status: Ending, result: dict[str, Any]) -> None:
         restarts = {"restarts": task.restarts} if task.restarts else {}
-        result = {**task.notes, **restarts, **result, "duration": task.seconds}
+        result = {**task.notes, **restarts, **result, "duration": task.seconds, "runs": task.runs}
         with self._kept():
             self.queue.finish(task.task.id, status, result)
             self._open.pop(task.task.id, None)
@@ -435,22 +443,27 @@ class OpenTask:
         self.node: str | None = None
         self.fault: str | None = None
         self.notes: dict[str, Any] = {}
+        self.runs: list[list[str | None]] = []
+        "[start, end, node] of every stretch for which it held what it needs; times in UTC as ISO 8601 has them"
+        self._stretches: list[tuple[str, str]] = []  # those of the process that it has now
         self.has_process = False
         self.waits_for_room = False  # its process does: for that of its workers
         self._seconds = 0.0
         self._since: float | None = None
+        self._started = ""
 
     def go(self, node_id: str | None) -> None:
         """A process on this node has it now."""
         self.node_id = node_id
         self.verdict = GO
         self.has_process = True
-        self._since = time.monotonic()
+        self._since, self._started = time.monotonic(), _now()
 
     def has_room(self, yes: bool) -> None:
         """Whether the workers of its group have their places. Time without them does not count."""
         if self.has_process and yes == self.waits_for_room:
-            self._seconds, self._since = self.seconds, time.monotonic() if yes else None
+            self._end_stretch()
+            self._since, self._started = (time.monotonic(), _now()) if yes else (None, "")
             self.waits_for_room = not yes
 
     @property
@@ -458,11 +471,23 @@ class OpenTask:
         """It holds what it needs."""
         return self.has_process and not self.waits_for_room
 
-    def halt(self) -> None:
-        self._seconds, self._since = self.seconds, None
+    def halt(self, node: str | None) -> None:
+        """The process, which ran on this node, has it no more."""
+        self._end_stretch()
+        self.runs += [[start, end, node] for start, end in self._stretches]
+        self._stretches.clear()
         self.has_process = self.waits_for_room = False
+
+    def _end_stretch(self) -> None:
+        if self._since is not None:
+            self._stretches.append((self._started, _now()))
+        self._seconds, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
         """How long it held what it needs."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

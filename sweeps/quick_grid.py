@@ -13,7 +13,12 @@ SOURCE = "grid"
 
 
 def grid_yaml(
-    name: str | None, recipe: str | None, grids: Sequence[str], assignments: Sequence[str], trials: int | None
+    name: str | None,
+    recipe: str | None,
+    grids: Sequence[str],
+    assignments: Sequence[str],
+    trials: int | None,
+    time: str | None = None,
 ) -> str:
     """The sweep file for these words; the values stand in it as they were typed. Raises `ConfigError`.
 
@@ -29,7 +34,8 @@ def grid_yaml(
     if assignments:
         lines += ["set:", *(f"  {key}: {value}" for key, value in (_parted(text, "--set") for text in assignments))]
     lines += ["space:", *space]
-    lines += [f"budget: {{trials: {trials}}}"] if trials else []
+    budget = [*([f"trials: {trials}"] if trials else []), *([f"time: {time}"] if time else [])]
+    lines += [f"budget: {{{', '.join(budget)}}}"] if budget else []
     return "\n".join(lines) + "\n"
 
 

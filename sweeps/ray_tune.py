@@ -107,7 +107,8 @@ def run_queue(
     `function(payload, report, launch)` runs in a process of the cluster, with the task's id in its payload:
     `report(metrics)` once an epoch, with "epoch", `metric` and the rule's unit in it; `launch(loop, argument)` runs
     `loop(argument, report)` under Ray Train with this trial's resources. What it returns is the task's result; the
-    result also gets reason, duration (seconds that it ran in this call, in all attempts) and node.
+    result also gets reason, node, duration (seconds that it ran in this call, in all attempts) and runs ([start, end,
+    node] of every attempt, in UTC).
     `report({"_notes": {...}})` puts entries into the result however the trial ends. `report({"stage": ...})`, as often
     as one likes while there is no epoch to report, lets a stop or a spent budget end the trial there.
 
@@ -136,8 +137,9 @@ def run_queue(
     stands for a place in an object store, whose URL is `storage`; every node then has a folder of its own for it.
     `on_event` gets ("waiting" | "started" | "report" | "paused" | "restarted" | "finished", task id, data) after the
     queue was told; ("condemned", task id, data) when the rule ends a task, before the queue is told of that epoch;
-    ("cluster", "", size) at the start and when nodes come or go; ("avoided", a node's name, reason);
-    ("delayed", "", reason) when a minute was waited for a node, or for room that others use, and every minute then.
+    ("halted", task id, its runs) at the end for what did not end; ("cluster", "", size) at the start and when nodes
+    come or go; ("avoided", a node's name, reason); ("delayed", "", reason) when a minute was waited for a node, or for
+    room that others use, and every minute then.
 
     When `should_stop` turns true, and on a signal of `interruption.SIGNALS` (main thread only), running trials end
     within about 10 s and are not told as finished; a signal then raises Interrupted, a second one does so at once.

@@ -36,6 +36,14 @@ class Task:
     payload: dict[str, Any]
 
 
+class Run(NamedTuple):
+    """A process that had a trial: from when to when, and on which node."""
+
+    start: datetime
+    end: datetime
+    node: str | None
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """What the ledger knows of one trial. `epochs`: the rows reported, by epoch; `value`: the best of the metric."""
@@ -74,6 +82,8 @@ class TrialRecord:
     "why it was started again in the session in which it ended: a lost node, a process that died"
     changes: list[str] = field(default_factory=list)
     "of workers or threads in mid-training, in words; empty where its numbers are those of an undisturbed run"
+    runs: list[Run] = field(default_factory=list)
+    "by time; several where it paused, was resumed or started again; empty in ledgers that do not have them"
 
 
 class PlannedRun(NamedTuple):

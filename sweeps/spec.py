@@ -7,6 +7,7 @@ A loaded spec holds the whole base config (`base_values`), so that the copy in t
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
@@ -167,6 +168,7 @@ class ResourcesSpec(Section):
     "a number, or {min: 1, max: 4}: as many as there is room for, more or fewer when nodes come or go"
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    "a whole number, or a share of one GPU where a trial has a single worker"
     accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     "GPUs of this type alone, by Ray's name for it, such as A100 or L4"
     memory_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -409,6 +411,7 @@ class _Checker:
         self._chosen_on_validation(base, space, finalists)
         self._budget(space)
         self._accelerator()
+        self._gpus()
         self._sampler(space)
         self._scheduler(base, space)
         spec = self._model({**self.data, "base_values": base.to_dict() if base else {}})
@@ -634,6 +637,21 @@ class _Checker:
         if resources.get("accelerator_type") is not None and not resources.get("gpus_per_worker"):
             rule = "no trial has a GPU, so none has one of this type"
             self._fault(("resources", "accelerator_type"), None, rule, "add resources.gpus_per_worker: 1")
+
+    def _gpus(self) -> None:
+        """What Ray gives out and NCCL takes: whole GPUs, or one worker's share of a single one."""
+        resources = self._mapping("resources")
+        gpus, workers = resources.get("gpus_per_worker"), resources.get("workers", 1)
+        most = workers.get("max") if isinstance(workers, Mapping) else workers
+        if not isinstance(gpus, (int, float)) or isinstance(gpus, bool) or not 0 < gpus < math.inf:
+            return
+        where = ("resources", "gpus_per_worker")
+        if gpus > 1 and gpus % 1:
+            rule = "above 1 a worker gets whole GPUs"
+            self._fault(where, show(gpus), rule, f"gpus_per_worker: {math.ceil(gpus)}, or a share of one, such as 0.5")
+        elif gpus < 1 and isinstance(most, int) and most > 1:
+            rule = "several workers of a trial cannot share a GPU (NCCL refuses two ranks on one)"
+            self._fault(where, show(gpus), rule, "gpus_per_worker: 1, or workers: 1")
 
     def _scheduler(self, base: RunConfig | None, space: Space | None) -> None:
         scheduler = self._mapping("scheduler")

@@ -15,7 +15,7 @@ def sweep_status(ledger: Ledger) -> dict[str, Any]:
     spec = ledger.spec
     leaders = ledger.leaderboard()
     runs = ledger.finalist_runs()
-    lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None]
+    lists = [(r.reused, r.trained) for r in ledger.trials() if r.duplicate_of is None and r.source is None]
     lists += [(run.result.get("reused", []), run.result.get("trained", [])) for run in runs]
     summary = rank_finalists(summarise(current_runs(ledger)), spec.metric, spec.mode)
     return {

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.errors import LedgerError
-from sweeps.records import Status, TrialRecord, metric_in, plain, readable
+from sweeps.records import Run, Status, TrialRecord, metric_in, plain, readable
 
 MAX_REASON = 4000
 UNSTORED = -1
@@ -27,6 +27,7 @@ STATUS: dict[TrialState, Status] = {
     TrialState.FAIL: "failed",
 }
 _PAUSED = "paused"
+_RUNS = "runs:"  # followed by the number of the session
 _CONDEMNED = "condemned"
 _STATE = {"stopped": TrialState.PRUNED, "completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
@@ -111,6 +112,10 @@ class StudyRecord:
         self._numbers[attrs["id"]] = number
         return self._trials[number]
 
+    def knows(self, task_id: str) -> bool:
+        """Whether a trial of the study has this id. For its writer."""
+        return task_id in self._numbers
+
     def number_of(self, task_id: str) -> int:
         if task_id not in self._numbers:
             raise LedgerError(f"{task_id}: no such trial in the ledger")
@@ -145,6 +150,13 @@ class StudyRecord:
         trial = self._open_trial(task_id)
         if trial is not None:
             self._set_trial_attr(trial.number, _PAUSED, epoch)
+
+    def note_runs(self, task_id: str, session: int, runs: Sequence[Sequence[str | None]]) -> None:
+        """Keep when and where a trial ran in a session, [start, end, node] each; a later note of the session replaces
+        the earlier."""
+        trial = self._open_trial(task_id)
+        if trial is not None:
+            self._set_trial_attr(trial.number, f"{_RUNS}{session}", plain(runs))
 
     def condemn(self, task_id: str, verdict: Mapping[str, Any]) -> None:
         """Note that a trial ends at the verdict's epoch, which is reported next."""
@@ -244,6 +256,27 @@ def epochs_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return [readable(row) for row in rows_of(trial)]
 
 
+def runs_of(trial: FrozenTrial) -> list[Run]:
+    """When and where a trial was run, over all sessions, by time; empty where nobody noted it."""
+    noted = [runs for key, runs in trial.user_attrs.items() if key.startswith(_RUNS)]
+    noted.append(trial.user_attrs.get("result", {}).get("runs") or [])
+    return sorted({run for runs in noted for run in _runs(runs)}, key=lambda run: run.start)  # one may stand in both
+
+
+def _runs(noted: Sequence[Sequence[Any]]) -> list[Run]:
+    return [Run(datetime.fromisoformat(start), datetime.fromisoformat(end), node) for start, end, node in noted]
+
+
+def duration_of(trial: FrozenTrial) -> float | None:
+    """Seconds that a trial was run: what its last session tells, and what its runs in earlier ones took."""
+    result, runs = trial.user_attrs.get("result", {}), runs_of(trial)
+    last = set(_runs(result.get("runs") or []))
+    earlier = [(run.end - run.start).total_seconds() for run in runs if run not in last]
+    if result.get("duration") is None and not earlier:
+        return None
+    return float((result.get("duration") or 0.0) + sum(earlier))
+
+
 def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
     attrs = trial.user_attrs
     result = attrs.get("result", {})
@@ -260,7 +293,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         epochs=epochs_of(trial),
         seed=attrs["seed"],
         config_hash=attrs["config_hash"],
-        duration=result.get("duration"),
+        duration=duration_of(trial),
         node=result.get("node"),
         reason=attrs.get("reason") or result.get("reason"),
         stopped_by=result.get("stopped_by"),
@@ -271,6 +304,7 @@ def trial_record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         changes=result.get("changes") or [],
         trained=result.get("trained") or [],
         restarts=result.get("restarts") or [],
+        runs=runs_of(trial),
         started=trial.datetime_start.astimezone() if trial.datetime_start else None,
         finished=trial.datetime_complete.astimezone() if trial.datetime_complete else None,
         duplicate_of=attrs.get("duplicate_of"),

@@ -6,7 +6,6 @@ be had at any time: while the sweep runs, after a crash, years later.
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +60,7 @@ def make_document(ledger: Ledger, folder: Path | None = None) -> Document:
     from sweeps.report.catalogue import catalogue_sections
     from sweeps.report.course import course_sections
     from sweeps.report.examples import examples
+    from sweeps.report.record import record_section
     from sweeps.report.search import search_sections
     from sweeps.report.summary import lead, summary
 
@@ -71,6 +71,7 @@ def make_document(ledger: Ledger, folder: Path | None = None) -> Document:
         *catalogue_sections(ledger),
         examples(ledger),
         *course_sections(ledger),
+        record_section(ledger),
     ]
     return Document(f"Sweep {ledger.spec.name}", f"{lead(ledger)}; written {now}", sections)
 
@@ -87,14 +88,15 @@ def sweep_text(ledger: Ledger) -> str:
 def _write_best(ledger: Ledger, path: Path) -> Path | None:
     """The winner's config as it was exported; before there is one, that of the best trial so far."""
     if ledger.fact("winner") is not None and (ledger.folder / path.name).is_file():
-        shutil.copyfile(ledger.folder / path.name, path)
+        text = (ledger.folder / path.name).read_text(encoding="utf-8")
+        head = "" if ledger.state == "finished" else "# The previous winner: the sweep has gone on since.\n"
+        write_text(path, head + text)
         return path
-    from sweeps.finalists import best_config
+    from sweeps.report.standing import best_so_far, chosen_config
 
-    config = best_config(ledger)
+    config, best = chosen_config(ledger), best_so_far(ledger)
     if config is None:
         return None
-    best = ledger.best()
     head = f"# Not final: the best trial so far of the sweep {ledger.spec.name}, {best.id if best else 'unknown'}.\n"
     write_text(path, head + yaml.safe_dump(config.to_dict(), sort_keys=False))
     return path

@@ -21,13 +21,19 @@ from sweeps.finalists import winning_run
 from sweeps.folders import artifact_store
 from sweeps.ledger import Ledger
 from sweeps.report.document import Block, Cell, Picture, Section, Table, Text
-from sweeps.report.figures import as_json, label
+from sweeps.report.figures import as_json, label, whole_numbers
+from sweeps.report.standing import best_so_far
 from sweeps.wording import counted
 
 MAX_NODES = 3000
 "of the tree of semantic IDs"
+MAX_BRANCHES = 20
+"of a level, in the table below the tree"
 MAX_TOKENIZERS = 20
 _TITLES = 3  # in a branch's text
+TREE_ROOT = "#3b4650"
+TREE_COLOURS = ["#24618f", "#7d5200", "#22693f", "#933228", "#5f4596", "#176b6b", "#8f3269", "#4d5761"]
+"white stands out from all of them"
 
 
 def catalogue_sections(ledger: Ledger) -> list[Section]:
@@ -39,9 +45,10 @@ def catalogue_sections(ledger: Ledger) -> list[Section]:
         missing: list[Block] = [Picture("Semantic IDs", None, f"Left out: {found}.")]
         return [Section("tokenizer", "Semantic IDs", missing)]
     ids, interactions = found
+    titles = interactions.catalogue.titles
     return [
         Section("tokenizer", "Health of the semantic IDs", [*health(ids), *tokenizers(ledger, store)]),
-        Section("tree", "Tree of semantic IDs", [tree(ids, interactions.catalogue.titles)]),
+        Section("tree", "Tree of semantic IDs", [tree(ids, titles), branches(ids, titles)]),
     ]
 
 
@@ -55,7 +62,7 @@ def chosen_artifacts(ledger: Ledger) -> Mapping[str, str]:
     run = winning_run(ledger)
     if run is not None:
         return run.result.get("artifacts") or {}
-    best = ledger.best()
+    best = best_so_far(ledger)
     return best.artifacts if best else {}
 
 
@@ -138,7 +145,9 @@ def groups(ids: SemanticIds) -> Picture:
             marker_color="#c9820a",
         )
     )
-    figure.update_layout(xaxis={"title": "items with the same tuple", "dtick": 1}, yaxis={"title": "items"})
+    figure.update_layout(
+        xaxis={"title": "items with the same tuple", **whole_numbers(list(counts))}, yaxis={"title": "items"}
+    )
     note = "What stands right of 1 collides" + (
         "; a further code tells these items apart." if len(ids.level_sizes) > ids.tuple_levels else "."
     )
@@ -177,59 +186,100 @@ def tokenizers(ledger: Ledger, store: ArtifactStore) -> list[Block]:
 
 # -- tree -------------------------------------------------------------------------------------------------------------
 
+Prefix = tuple[int, ...]
+
 
 def tree(ids: SemanticIds, titles: Sequence[str]) -> Picture:
     """Items below their codes, level by level, to be walked through; of a big catalogue the largest branches."""
-    rows = ids.codes_NC.tolist()
-    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for item, codes in enumerate(rows):
+    members: dict[Prefix, list[int]] = defaultdict(list)
+    for item, codes in enumerate(ids.codes_NC.tolist()):
         for depth in range(len(codes) + 1):
             members[tuple(codes[:depth])].append(item)
-    kept = _kept(members, len(ids.level_sizes))
+    children = _children(members)
+    kept = _kept(members, children)
     names = {prefix: "/".join(map(str, prefix)) or "all" for prefix in kept}
     figure = go.Figure(
         go.Icicle(
             ids=[names[prefix] for prefix in kept],
-            labels=[_name(prefix, members[prefix], titles, len(ids.level_sizes)) for prefix in kept],
+            labels=[_name(prefix, members[prefix], titles) for prefix in kept],
             parents=[names[prefix[:-1]] if prefix else "" for prefix in kept],
             values=[len(members[prefix]) for prefix in kept],
             text=[_examples(members[prefix], titles) for prefix in kept],
             branchvalues="total",
             maxdepth=3,
-            textinfo="label",
-            hovertemplate="%{id}: %{value} items<br>%{text}<extra></extra>",
+            textinfo="label+text",
+            textfont={"color": "#ffffff"},
+            root={"color": TREE_ROOT},
+            leaf={"opacity": 1},
+            hovertemplate="%{id}: %{value} items<br>%{label}<br>%{text}<extra></extra>",
         )
     )
-    figure.update_layout(margin={"t": 10, "l": 0, "r": 0, "b": 10})
+    margin = {"t": 10, "l": 0, "r": 0, "b": 10}
+    figure.update_layout(margin=margin, iciclecolorway=TREE_COLOURS, extendiciclecolors=False)
     note = "A click opens a branch, a click on the bar at the left closes it. What a branch holds stands in its text."
-    left = len(members) - len(kept)
-    if left:
-        note += f" Drawn are the {len(kept):,} largest of {len(members):,} branches and items."
+    closed = sum(bool(children[prefix]) and children[prefix][0] not in names for prefix in kept)
+    if closed:
+        shown = sum(len(members[prefix]) for prefix in kept if not children[prefix] or len(members[prefix]) == 1)
+        note += (
+            f" {shown:,} of {len(ids.codes_NC):,} items are drawn one by one, those of the largest branches; of "
+            f"{closed:,} other branches the first items stand in the text."
+        )
     return Picture("Items below their codes", as_json(figure, 520), note)
 
 
-def _kept(members: Mapping[tuple[int, ...], Sequence[int]], depth: int) -> list[tuple[int, ...]]:
-    """Branches to draw: level by level, the largest first, as long as there is room; none without its parent."""
-    kept: list[tuple[int, ...]] = []
-    known: set[tuple[int, ...]] = set()
-    for level in range(depth + 1):
-        found = [prefix for prefix in members if len(prefix) == level and (not prefix or prefix[:-1] in known)]
-        found.sort(key=lambda prefix: (-len(members[prefix]), prefix))
-        chosen = found[: max(0, MAX_NODES - len(kept))]
-        kept += chosen
-        known |= set(chosen)
+def branches(ids: SemanticIds, titles: Sequence[str]) -> Table:
+    """The largest branches of the first two levels, for who can't click through the picture."""
+    rows: list[list[Cell]] = []
+    for depth in (1, 2):
+        members: dict[Prefix, list[int]] = defaultdict(list)
+        for item, codes in enumerate(ids.codes_NC[:, :depth].tolist()):
+            members[tuple(codes)].append(item)
+        largest = sorted(members, key=lambda prefix: (-len(members[prefix]), prefix))[:MAX_BRANCHES]
+        rows += [
+            ["/".join(map(str, prefix)), len(members[prefix]), "; ".join(titles[i] for i in members[prefix][:_TITLES])]
+            for prefix in largest
+        ]
+    note = f"Of the first and of the second level at most {MAX_BRANCHES} each, the largest first."
+    return Table("Largest branches", ["codes", "items", "first titles"], rows, note, ["items"])
+
+
+def _children(members: Mapping[Prefix, Sequence[int]]) -> dict[Prefix, list[Prefix]]:
+    """The branches below each, the largest first; none below one item, which is drawn by its title at once."""
+    found: dict[Prefix, list[Prefix]] = {prefix: [] for prefix in members}
+    for prefix in members:
+        if prefix and (len(prefix) == 1 or len(members[prefix[:-1]]) > 1):
+            found[prefix[:-1]].append(prefix)
+    for below in found.values():
+        below.sort(key=lambda prefix: (-len(members[prefix]), prefix))
+    return found
+
+
+def _kept(members: Mapping[Prefix, Sequence[int]], children: Mapping[Prefix, Sequence[Prefix]]) -> list[Prefix]:
+    """What is drawn: the first level, then branch by branch, the largest first, everything down to the items, as long
+    as there is room. A branch is drawn with all that is directly below it or closed."""
+    kept: list[Prefix] = [()]
+    waiting: list[Prefix] = [()]
+    while waiting:
+        prefix = waiting.pop()
+        below = children[prefix][: MAX_NODES - 1] if not prefix else children[prefix]
+        if len(kept) + len(below) <= MAX_NODES:
+            kept += below
+            waiting += reversed(below)
     return kept
 
 
-def _name(prefix: tuple[int, ...], items: Sequence[int], titles: Sequence[str], depth: int) -> str:
+def _name(prefix: Prefix, items: Sequence[int], titles: Sequence[str]) -> str:
     if not prefix:
         return f"{len(items)} items"
-    if len(prefix) == depth and len(items) == 1:
+    if len(items) == 1:
         return label(titles[items[0]])
     return f"{prefix[-1]} ({counted(len(items), 'item')})"
 
 
 def _examples(items: Sequence[int], titles: Sequence[str]) -> str:
+    """First titles of a branch; a single item has its own as its name."""
+    if len(items) == 1:
+        return ""
     more = len(items) - _TITLES
     shown = [label(titles[item]) for item in items[:_TITLES]]
     return "<br>".join([*shown, f"... {more} more"] if more > 0 else shown)

@@ -5,7 +5,7 @@ Everything in it may come from strangers (titles, names, reasons): it is plain t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    high: Collection[str] = ()
+    "columns whose largest value is the best: sorting begins with it"
 
     def is_numeric(self, column: int) -> bool:
         """Whether the cells of a column are numbers, empty ones aside."""

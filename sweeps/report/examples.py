@@ -43,9 +43,10 @@ def _blocks(ledger: Ledger) -> list[Block]:
         users=[interactions.users[user] for user in chosen],
     )
     targets = interactions.targets("test")
-    blocks: list[Block] = [
-        Text(f"{len(chosen)} users, evenly from the test split; nothing is known here of a user but an id.")
-    ]
+    blocks: list[Block] = []
+    if ledger.state != "finished":
+        blocks.append(Text("By the previous winner: the sweep has gone on since."))
+    blocks += [Text(f"{len(chosen)} users, evenly from the test split; nothing is known here of a user but an id.")]
     for user, history, found in zip(chosen, histories, lists, strict=True):
         blocks.append(_user(interactions, user, history, int(targets[user]), found))
     return blocks
@@ -64,10 +65,13 @@ def _user(
     recent = list(history[-HISTORY:])
     rows: list[list[Cell]] = [["history", None, titles[item], None] for item in recent]
     rows.append(["true next item", None, titles[target], None])
-    rows += [
-        ["recommended" + (" (hit)" if one.item == ids[target] else ""), place, one.title, f"{math.exp(one.score):.2%}"]
-        for place, one in enumerate(found, 1)
-    ]
+    taken = {ids[item] for item in history}
+    for place, one in enumerate(found, 1):
+        marks = [
+            word for word, holds in (("hit", one.item == ids[target]), ("in the history", one.item in taken)) if holds
+        ]
+        kind = "recommended" + (f" ({', '.join(marks)})" if marks else "")
+        rows.append([kind, place, one.title, f"{math.exp(one.score):.2%}"])
     places = [place for place, one in enumerate(found, 1) if one.item == ids[target]]
     note = f"The true next item is number {places[0]} of the list." if places else "The true next item is not listed."
     if len(history) > len(recent):

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 LABEL_WIDTH = 60
+_FEW = 8
 STATUS_COLOURS = {
     "completed": "#2a78b8",
     "stopped": "#c9820a",
     "failed": "#c0392b",
     "running": "#2f9e5b",
+    "waiting": "#7f6bb3",
 }
 BEST_COLOUR = "#8e44ad"
+GREY = "#b3bac1"
 _FOREIGN = re.compile(r"<(?!br>|/?b>|/?extra>)")
 
 
@@ -58,6 +61,12 @@ def rounded(value: float | None, digits: int = 5) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
+
+
+def whole_numbers(values: Sequence[float]) -> dict[str, Any]:
+    """Of an axis that counts: no tick between two whole numbers, however few there are."""
+    few = max(values, default=0) - min(values, default=0) <= _FEW
+    return {"dtick": 1, "tickformat": "d"} if few else {"tickformat": "d"}
 
 
 def joined(lines: Iterable[Sequence[Any]]) -> list[Any]:

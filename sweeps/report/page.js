@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // Tables: a header's button sorts by its column; numbers by their value, empty cells last.
+  // Tables: a header's button sorts by its column, the best first; numbers by their value, empty cells last.
   const valueOf = (row, column) => {
     const cell = row.cells[column];
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
@@ -13,7 +13,8 @@
   };
   const sort = (header) => {
     const column = header.cellIndex;
-    const ascending = header.getAttribute("aria-sort") !== "ascending";
+    const order = header.getAttribute("aria-sort");
+    const ascending = order === "none" ? header.dataset.first === "ascending" : order === "descending";
     const body = header.closest("table").tBodies[0];
     const rows = [...body.rows].map((row) => [valueOf(row, column), row]);
     const filled = rows.filter(([value]) => value !== "");
@@ -28,7 +29,10 @@
 
   // Pictures: Plotly is unpacked once, each picture is drawn when it comes near the screen.
   const places = [...document.querySelectorAll(".picture")];
-  for (const place of places) place.style.height = `${place.dataset.height}px`;
+  for (const place of places) {
+    place.style.height = `${place.dataset.height}px`;
+    place.style.minWidth = `${place.dataset.width}px`;
+  }
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const say = (place, text) => {
     place.textContent = text;
@@ -42,6 +46,7 @@
     document.head.append(script);
     if (!window.Plotly) throw new Error("the script was refused");
   };
+  const touch = matchMedia("(hover: none)").matches;
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const themed = (layout) => {
     const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line") };
@@ -59,16 +64,30 @@
     for (const key of Object.keys(found)) {
       if (/^[xy]axis/.test(key)) found[key] = { ...axis, ...found[key] };
     }
+    const behind = { bgcolor: colour("--back"), opacity: 0.9 };
+    if (found.annotations) found.annotations = found.annotations.map((text) => ({ ...behind, ...text }));
+    if (touch) found.dragmode = false; // a finger scrolls the page
     found.xaxis = { ...axis, ...found.xaxis };
     found.yaxis = { ...axis, ...found.yaxis };
     return found;
   };
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  const options = {
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: touch ? false : "hover",
+    modeBarButtonsToRemove: ["lasso2d", "select2d"],
+  };
+  // Ten buttons a picture that do nothing for who can't point: not among the stops of the keyboard.
+  const leaveOut = (place) => {
+    for (const button of place.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+  };
   const draw = async (place) => {
     const figure = figures[place.id];
     place.dataset.state = "drawing";
     try {
       await window.Plotly.newPlot(place, structuredClone(figure.data), themed(figure.layout), options);
+      leaveOut(place);
+      place.on("plotly_afterplot", () => leaveOut(place));
       place.dataset.state = "drawn";
     } catch (error) {
       say(place, `This picture could not be drawn: ${error.message}`);

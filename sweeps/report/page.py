@@ -21,6 +21,8 @@ from markupsafe import Markup
 from genrec.terminal import printable
 from sweeps.report.document import Commands, Document, Picture, Table, Text, is_number, shown, sort_key
 
+TALL = 30
+"rows beyond which a table is scrolled in a frame of its own"
 LONG = 40
 "characters beyond which a cell may have several lines"
 _STYLES = ("plotly.js-style-global",)
@@ -56,6 +58,7 @@ def page(document: Document) -> str:
         next_picture=lambda: next(names),
         sort_key=sort_key,
         styles=_STYLES,
+        tall=TALL,
         templates=_guards(plotly),
     )
 

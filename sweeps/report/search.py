@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import optuna.visualization
 import plotly.graph_objects as go
@@ -13,9 +14,11 @@ from plotly.colors import sample_colorscale
 
 from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord, metric_in
-from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar
-from sweeps.report.figures import BEST_COLOUR, STATUS_COLOURS, as_json, joined, label, rounded
-from sweeps.report.importance import Comparable, Importance, comparable_trials, measure_importance, new_study
+from sweeps.report.document import Block, Cell, Picture, Section, Table, Text, scalar, shown
+from sweeps.report.figures import BEST_COLOUR, GREY, STATUS_COLOURS, as_json, joined, label, rounded, whole_numbers
+from sweeps.report.importance import Comparable, Importance, Share, comparable_trials, measure_importance
+from sweeps.report.record import taken_over_line
+from sweeps.report.standing import standing
 from sweeps.wording import counted
 
 MAX_ROWS = 1000
@@ -25,6 +28,9 @@ MAX_CONTOUR = 80
 "trials below a contour: Plotly fills a grid of their square"
 SHADES = 8
 "colours of parallel coordinates"
+_AXIS_WIDTH = 75  # pixels of an axis of parallel coordinates at least
+_NAMED = 6  # values of an axis that are all written beside it
+_NAME_WIDTH = 12
 
 
 def search_sections(ledger: Ledger) -> list[Section]:
@@ -46,17 +52,23 @@ def search_sections(ledger: Ledger) -> list[Section]:
 
 def leaderboard(ledger: Ledger) -> list[Block]:
     """All trials with a value, best first."""
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     if not leaders:
         return [Text("No trial has a result yet.")]
     metric = ledger.spec.metric
     names = _parameter_names(ledger, leaders)
     columns = ["place", "trial", "status", metric, *ledger.spec.against, "epochs", "seconds", *names]
     rows = [_row(place, record, ledger.spec.against, names) for place, record in enumerate(leaders[:MAX_ROWS], 1)]
-    more = len(leaders) - len(rows)
-    note = f"Best validation {metric} of its epochs; completed trials stand before stopped ones."
+    more, taken = len(leaders) - len(rows), taken_over_line(leaders)
+    note = f"Best validation {metric} of its epochs; completed trials stand before all others."
+    if any(record.status == "waiting" for record in leaders):
+        note += " Waiting ones are paused: they go on if they are promoted."
     note += f" The first {MAX_ROWS:,} of {len(leaders):,}; trials.csv has all." if more > 0 else ""
-    return [Table("Trials, best first", columns, rows, note)]
+    note += f" {taken}" if taken else ""
+    high = frozenset([metric] if ledger.spec.mode == "max" else []) | {
+        name for name, mode in ledger.spec.objectives.items() if mode == "max"
+    }
+    return [Table("Trials, best first", columns, rows, note, high)]
 
 
 def _row(place: int, record: TrialRecord, against: Iterable[str], names: Sequence[str]) -> list[Cell]:
@@ -77,7 +89,7 @@ def _parameter_names(ledger: Ledger, records: Sequence[TrialRecord]) -> list[str
 def curves(ledger: Ledger) -> Picture:
     """The metric over the epochs; where a trial was stopped there is a cross."""
     metric = ledger.spec.metric
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     leading = {record.number for record in leaders}
     others = [r for r in ledger.trials() if r.epochs and r.duplicate_of is None and r.number not in leading]
     lines = {r.id: (r, _curve(r, metric)) for r in [*leaders, *others]}
@@ -106,7 +118,8 @@ def curves(ledger: Ledger) -> Picture:
         )
     if leaders and leaders[0].id in lines:
         figure.add_trace(_line([lines[leaders[0].id]], f"best: {leaders[0].id}", BEST_COLOUR, width=3))
-    figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": metric})
+    epochs = [x for _, curve in kept for x, _ in curve]
+    figure.update_layout(xaxis={"title": "epoch", **whole_numbers(epochs)}, yaxis={"title": label(metric)})
     note = f"One line a trial, {counted(len(lines), 'trial')}; a cross is where one was stopped early."
     if len(kept) < len(lines):
         note += f" Drawn are {len(kept)} of them, from the best to the worst."
@@ -142,16 +155,39 @@ def _line(chosen: list[tuple[TrialRecord, list[Any]]], name: str, colour: str, w
 
 
 def history(ledger: Ledger) -> Picture:
-    """Optuna's history: every completed trial, and the best so far."""
-    title = "Completed trials in the order of the search"
-    study = new_study(ledger)
-    completed = {r.number for r in ledger.trials() if r.status == "completed" and r.duplicate_of is None}
-    for trial in ledger.study.get_trials(deepcopy=False):
-        if trial.number in completed:
-            study.add_trial(optuna.create_trial(value=rounded(trial.values[0])))
-    if not completed:
-        return Picture(title, None, "No trial is completed yet.")
-    figure = optuna.visualization.plot_optimization_history(study, target_name=label(ledger.spec.metric))
+    """Every trial's value by its number, and the best so far."""
+    title = "Trials in the order of the search"
+    records = sorted(standing(ledger), key=lambda record: record.number)
+    if not records:
+        return Picture(title, None, "No trial has a result yet.")
+    metric, better = ledger.spec.metric, max if ledger.spec.mode == "max" else min
+    figure = go.Figure()
+    for status in ("waiting", "stopped", "completed"):
+        chosen = [r for r in records if r.status == status]
+        if chosen:
+            figure.add_trace(
+                go.Scatter(
+                    x=[r.number for r in chosen],
+                    y=[rounded(r.value) for r in chosen],
+                    mode="markers",
+                    name=status,
+                    marker={"color": STATUS_COLOURS[status], "size": 6, "opacity": 0.8},
+                    hovertemplate="trial %{x}: %{y}<extra></extra>",
+                )
+            )
+    best = list(accumulate((r.value or 0.0 for r in records), better))
+    figure.add_trace(
+        go.Scatter(
+            x=[r.number for r in records],
+            y=[rounded(value) for value in best],
+            mode="lines",
+            name="best so far",
+            line={"shape": "hv", "color": BEST_COLOUR, "width": 2},
+            hovertemplate="best up to trial %{x}: %{y}<extra></extra>",
+        )
+    )
+    numbers = whole_numbers([0, records[-1].number])
+    figure.update_layout(xaxis={"title": "trial", **numbers}, yaxis={"title": label(metric)})
     return Picture(title, as_json(figure), "The line is the best so far: is it still rising, or has it settled?")
 
 
@@ -165,6 +201,8 @@ def parameters(ledger: Ledger, comparable: Comparable | str, importance: Importa
         reason = comparable if isinstance(comparable, str) else str(importance)
         blocks.append(Picture("Importance of the parameters", None, f"Left out: {reason}."))
     else:
+        if not importance.above_chance:
+            blocks.append(Text("No parameter is found to matter more than chance alone would make it.", strong=True))
         blocks += [importance_table(importance, comparable), importance_bars(importance, ledger.spec.metric)]
     blocks += [parallel(ledger), *slices(ledger, importance)]
     if not isinstance(comparable, str) and not isinstance(importance, str):
@@ -175,88 +213,127 @@ def parameters(ledger: Ledger, comparable: Comparable | str, importance: Importa
 def importance_table(importance: Importance, comparable: Comparable) -> Table:
     """The shares as numbers, with their ranges."""
 
-    def cell(found: tuple[float, float, float] | None) -> Cell:
-        return None if found is None else f"{found[0]:.0%} ({found[1]:.0%} to {found[2]:.0%})"
+    def cell(found: Share | None, floor: float) -> Cell:
+        if found is None:
+            return None
+        chance = "" if found.mean > floor else ", not above chance"
+        return f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%}{chance})"
 
     rows: list[list[Cell]] = [
-        [name, cell(importance.variance.get(name)), cell(importance.top.get(name))] for name in importance.ranked
+        [
+            name,
+            cell(importance.variance.get(name), importance.variance_floor),
+            cell(importance.top.get(name), importance.top_floor),
+        ]
+        for name in importance.ranked
     ]
     note = (
-        f"{counted(len(comparable.trials), 'trial')} as they stood after epoch {comparable.epoch}. In brackets: lowest "
-        "and highest answer over random parts of the trials. Where the ranges of two parameters overlap, their order "
-        "is not known. A parameter that not all trials have is only in the last column."
+        f"{counted(len(comparable.trials), 'trial')} as they stood after epoch {comparable.epoch}. In brackets: where "
+        "the share would be for nineteen in twenty such sets of trials. Where the ranges of two parameters overlap, "
+        "their order is not known. With shuffled values, when nothing can matter, some parameter reaches up to "
+        f"{importance.variance_floor:.0%} and {importance.top_floor:.0%}: a share that is not above that says nothing. "
+        "A parameter that not all trials have is only in the last column."
     )
     columns = ["parameter", "share of the variance (fANOVA)", "tells the best tenth (PED-ANOVA)"]
     return Table("Importance of the parameters", columns, rows, note)
 
 
 def importance_bars(importance: Importance, metric: str) -> Picture:
-    """Both answers as bars with their ranges."""
+    """Both answers as bars with their ranges; grey where chance alone may have made them."""
     names = importance.ranked[::-1]
     figure = go.Figure()
-    for title, shares in (("best tenth", importance.top), ("variance", importance.variance)):
+    for title, shares, floor, colour in (
+        ("best tenth", importance.top, importance.top_floor, "#c9820a"),
+        ("variance", importance.variance, importance.variance_floor, "#2a78b8"),
+    ):
         known = [name for name in names if name in shares]
         figure.add_trace(
             go.Bar(
                 name=title,
                 orientation="h",
                 y=[label(name) for name in known],
-                x=[shares[name][0] for name in known],
+                x=[rounded(shares[name].mean) for name in known],
+                marker={
+                    "color": [colour if shares[name].mean > floor else GREY for name in known],
+                    "line": {"color": colour, "width": 1},
+                },
                 error_x={
                     "type": "data",
                     "color": "#808890",
-                    "array": [shares[name][2] - shares[name][0] for name in known],
-                    "arrayminus": [shares[name][0] - shares[name][1] for name in known],
+                    "array": [rounded(shares[name].high - shares[name].mean) for name in known],
+                    "arrayminus": [rounded(shares[name].mean - shares[name].low) for name in known],
                 },
             )
         )
     figure.update_layout(xaxis={"title": "share", "tickformat": ".0%"}, yaxis={"automargin": True})
-    note = f"How much each parameter moves {metric}; the thin lines are the ranges."
+    note = f"How much each parameter moves {metric}; the thin lines are the ranges. Grey: not above chance."
     return Picture("Importance with its uncertainty", as_json(figure, 160 + 45 * len(names)), note)
 
 
 def parallel(ledger: Ledger) -> Picture:
     """One line a trial across all parameters, coloured from the worst to the best."""
     title = "Parallel coordinates"
-    leaders = ledger.leaderboard()
-    axes = {name: axis for name in _parameter_names(ledger, leaders) if (axis := _axis(leaders, name))}
+    sign = -1 if ledger.spec.mode == "max" else 1
+    leaders = sorted(standing(ledger), key=lambda record: (sign * (record.value or 0.0), record.number))
+    axes = {name: axis for name in _parameter_names(ledger, leaders) if (axis := _axis(leaders, name)) is not None}
     if len(leaders) < 2 or not axes:
         return Picture(title, None, "Left out: fewer than two trials with a result, or no parameter that varies.")
-    values = sorted((record.value or 0.0 for record in leaders), reverse=ledger.spec.mode == "min")
-    axes[ledger.spec.metric] = {record.number: _place(record.value, values) for record in leaders}
+    values = sorted({rounded(record.value) or 0.0 for record in leaders}, reverse=ledger.spec.mode == "min")
+    places = {record.number: _place(rounded(record.value) or 0.0, values) for record in leaders}
+    axes[ledger.spec.metric] = Axis(places, {0.0: shown(values[0]), 1.0: shown(values[-1])})
     figure = go.Figure()
-    groups: dict[int, list[TrialRecord]] = {}
-    for record in leaders:
-        groups.setdefault(int(SHADES * values.index(record.value or 0.0) / len(values)), []).append(record)
+    groups: dict[int, list[int]] = {}
+    for place in range(len(leaders)):
+        groups.setdefault(SHADES - 1 - SHADES * place // len(leaders), []).append(place)
     for shade, group in sorted(groups.items()):
         figure.add_trace(
             go.Scatter(
-                x=joined([label(name) for name in axes] for _ in group),
-                y=joined([rounded(axis.get(r.number), 3) for axis in axes.values()] for r in group),
+                x=joined(range(len(axes)) for _ in group),
+                y=joined([rounded(axis.places.get(leaders[p].number), 3) for axis in axes.values()] for p in group),
                 mode="lines",
-                name=_part_name(shade),
-                line={"color": _shade(shade), "width": 1.5},
+                name=_group_name(group),
+                line={"color": _shade(shade), "width": 1.5 if shade < SHADES - 1 else 2.5},
                 opacity=0.7 if shade < SHADES - 1 else 1.0,
                 hoverinfo="skip",
             )
         )
-    ticks = {"tickvals": [0, 1], "ticktext": ["low", "high"], "range": [-0.03, 1.03]}
-    figure.update_layout(xaxis={"type": "category", "automargin": True}, yaxis=ticks)
+    names = {"tickvals": list(range(len(axes))), "ticktext": [label(name) for name in axes]}
+    figure.update_layout(
+        xaxis={**names, "range": [-0.3, len(axes) - 0.3], "automargin": True, "zeroline": False, "fixedrange": True},
+        yaxis={"visible": False, "range": [-0.06, 1.06], "fixedrange": True},
+        annotations=[
+            {"x": at, "y": place, "text": label(text), "showarrow": False, "xanchor": "left", "font": {"size": 10}}
+            for at, axis in enumerate(axes.values())
+            for place, text in axis.ticks.items()
+        ],
+        meta={"min_width": _AXIS_WIDTH * len(axes)},
+    )
     note = (
         "Every axis runs from its lowest to its highest value, in equal steps from one value that was tried to the "
-        "next. A click in the legend hides a part of the trials, so that the best show alone."
+        "next; the last from the worst to the best. A click in the legend hides a part of the trials."
     )
     return Picture(title, as_json(figure, 420), note)
 
 
-def _axis(records: Sequence[TrialRecord], name: str) -> dict[int, float]:
-    """Trial number -> place 0..1; empty for a parameter with one value."""
+class Axis(NamedTuple):
+    """Where the trials stand on one axis of parallel coordinates."""
+
+    places: dict[int, float]
+    "trial number -> 0..1"
+    ticks: dict[float, str]
+    "place -> what stands there"
+
+
+def _axis(records: Sequence[TrialRecord], name: str) -> Axis | None:
+    """None for a parameter with one value."""
     found = {r.number: r.params[name] for r in records if name in r.params}
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in found.values())
     order = sorted(set(found.values())) if numbers else sorted({str(v) for v in found.values()})
     if len(order) < 2:
-        return {}
-    return {number: _place(v if numbers else str(v), order) for number, v in found.items()}
+        return None
+    named = order if len(order) <= _NAMED else [order[0], order[-1]]
+    ticks = {_place(value, order): shown(value) if numbers else str(value)[:_NAME_WIDTH] for value in named}
+    return Axis({number: _place(v if numbers else str(v), order) for number, v in found.items()}, ticks)
 
 
 def _place(value: Any, order: Sequence[Any]) -> float:
@@ -264,9 +341,12 @@ def _place(value: Any, order: Sequence[Any]) -> float:
     return order.index(value) / (len(order) - 1) if len(order) > 1 else 0.5
 
 
-def _part_name(shade: int) -> str:
-    low, high = round(100 * shade / SHADES), round(100 * (shade + 1) / SHADES)
-    return f"best {100 - low} %" if high == 100 else f"{low} to {high} %"
+def _group_name(places: Sequence[int]) -> str:
+    """`best`, `best 12`, `places 13 to 24`; places count from 0."""
+    first, last = places[0] + 1, places[-1] + 1
+    if first == 1:
+        return "best" if last == 1 else f"best {last}"
+    return f"place {first}" if first == last else f"places {first} to {last}"
 
 
 def _shade(shade: int) -> str:
@@ -276,7 +356,7 @@ def _shade(shade: int) -> str:
 
 def slices(ledger: Ledger, importance: Importance | str) -> list[Block]:
     """The metric against every parameter by itself, the most important first."""
-    leaders = ledger.leaderboard()
+    leaders = standing(ledger)
     names = _parameter_names(ledger, leaders)
     if not isinstance(importance, str):
         ranked = importance.ranked
@@ -296,7 +376,7 @@ def slices(ledger: Ledger, importance: Importance | str) -> list[Block]:
 def _slice(records: Sequence[TrialRecord], name: str, distribution: Any, metric: str) -> go.Figure:
     figure = go.Figure()
     category = not isinstance(distribution, (FloatDistribution, IntDistribution))
-    for status in ("stopped", "completed"):
+    for status in ("waiting", "stopped", "completed"):
         chosen = [r for r in records if r.status == status and name in r.params]
         if chosen:
             values = [r.params[name] for r in chosen]
@@ -313,6 +393,8 @@ def _slice(records: Sequence[TrialRecord], name: str, distribution: Any, metric:
             )
     logarithmic = bool(getattr(distribution, "log", False))
     axis: dict[str, Any] = {"title": label(name), "type": "log" if logarithmic else "linear"}
+    if isinstance(distribution, IntDistribution) and not logarithmic:
+        axis |= whole_numbers([rounded(r.params[name]) or 0.0 for r in records if name in r.params])
     if category:
         axis |= {"type": "category", "categoryarray": [label(c) for c in getattr(distribution, "choices", [])]}
     figure.update_layout(xaxis=axis, yaxis={"title": label(metric)})
@@ -335,6 +417,9 @@ def contour(comparable: Comparable, importance: Importance, metric: str) -> Pict
     note = (
         f"{metric} after epoch {comparable.epoch}; dots are {counted(count, 'trial')}, the colours between are guesses."
     )
+    weak = [name for name in names if name not in importance.above_chance]
+    if weak:
+        note += f" Not above chance: {' and '.join(weak)}; what this shows of it may be noise."
     return Picture(title, as_json(figure, 420), note)
 
 
@@ -364,23 +449,39 @@ def pareto(ledger: Ledger) -> Picture:
     leaders = ledger.leaderboard()
     if not leaders:
         return Picture(title, None, "No trial has a result yet.")
-    front = {record.number for record in ledger.pareto_front()}
+    directions = ledger.spec.objectives
+    front = front_of(leaders, directions)
     figure = go.Figure()
     for name, chosen in (
         ("beaten by another", [r for r in leaders if r.number not in front]),
         ("Pareto front", sorted((r for r in leaders if r.number in front), key=lambda r: r.objectives[first])),
     ):
         if chosen:
-            figure.add_trace(_objectives(chosen, name, first, second, joined_up=name == "Pareto front"))
+            figure.add_trace(_objectives(chosen, name, first, second, directions[first]))
     figure.update_layout(xaxis={"title": label(first)}, yaxis={"title": label(second)})
-    directions: Mapping[str, str] = ledger.spec.objectives
     note = f"{first}: {directions[first]}, {second}: {directions[second]}. "
     note += "No trial beats one of the front in one objective without losing in another"
     note += "." if len(directions) == 2 else f"; of {len(directions)} objectives two are drawn."
     return Picture(title, as_json(figure, 420), note)
 
 
-def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: str, joined_up: bool) -> go.Scatter:
+def front_of(records: Sequence[TrialRecord], directions: Mapping[str, str]) -> set[int]:
+    """Numbers of the trials, of whatever status, that no other beats in one objective without losing in another."""
+    signs = [-1 if mode == "max" else 1 for mode in directions.values()]
+    losses = {
+        r.number: [sign * r.objectives[name] for sign, name in zip(signs, directions, strict=True)] for r in records
+    }
+
+    def beaten(mine: list[float]) -> bool:
+        return any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in losses.values())
+
+    return {number for number, mine in losses.items() if not beaten(mine)}
+
+
+def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: str, direction: str) -> go.Scatter:
+    """Points; those of the front are joined by the edge of what they reach: between two points that is the second
+    objective of the one that is better in the first."""
+    joined_up = name == "Pareto front"
     return go.Scatter(
         x=[rounded(r.objectives.get(first)) for r in records],
         y=[rounded(r.objectives.get(second)) for r in records],
@@ -388,6 +489,6 @@ def _objectives(records: Sequence[TrialRecord], name: str, first: str, second: s
         mode="lines+markers" if joined_up else "markers",
         name=name,
         marker={"size": 9 if joined_up else 6, "color": BEST_COLOUR if joined_up else STATUS_COLOURS["completed"]},
-        line={"shape": "hv", "dash": "dot"},
+        line={"shape": "hv" if direction == "min" else "vh", "dash": "dot"},
         hovertemplate="%{text}: %{x}, %{y}<extra></extra>",
     )

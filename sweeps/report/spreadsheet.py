@@ -13,7 +13,8 @@ from sweeps.frames import trials_frame
 from sweeps.ledger import Ledger
 from sweeps.report.document import one_line
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "%")
+_FORMULA = ("=", "+", "-", "@", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"the last four are the wide forms of the first, which spreadsheets read alike"
 
 
 def trials_csv(ledger: Ledger) -> str:
@@ -38,4 +39,4 @@ def cell(value: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         return value
     text = one_line(str(value))
-    return f"'{text}" if str(value).lstrip(" ").startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(_FORMULA) else text

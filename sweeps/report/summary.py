@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genrec.config import RunConfig
 from sweeps.differences import differing_settings
-from sweeps.finalists import best_config, failed_seeds, metric_per_user
+from sweeps.finalists import BASE, current_runs, failed_seeds, finalist_name, metric_per_user
 from sweeps.folders import artifact_store, storage_of, sweeps_command
 from sweeps.ledger import Ledger
 from sweeps.plan_text import duration_text
+from sweeps.records import FinalistRun
 from sweeps.report.document import Block, Cell, Commands, Section, Spread, Table, Text, scalar
+from sweeps.report.standing import best_so_far, chosen_config
 from sweeps.significance import seeds_in_words
 from sweeps.status import sweep_status
-from sweeps.wording import example_history, in_order
+from sweeps.wording import counted, example_history, in_order
 
 
 def summary(ledger: Ledger, report: Path) -> list[Section]:
@@ -23,7 +26,7 @@ def summary(ledger: Ledger, report: Path) -> list[Section]:
     status = sweep_status(ledger)
     sections = [Section("verdict", "Verdict", verdict(ledger, status))]
     if status["finalists"]:
-        sections.append(Section("numbers", "On the test split", numbers(status)))
+        sections.append(Section("numbers", "On the test split", numbers(ledger, status)))
     return [*sections, Section("commands", "Commands", [commands(ledger, status, report)])]
 
 
@@ -39,17 +42,18 @@ def lead(ledger: Ledger) -> str:
 def verdict(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     """The finalists' verdict, and how the winner's settings differ from the base."""
     spec = ledger.spec
-    if status["winner"] is None:
-        return [Text(_so_far(ledger, status), strong=True), *_difference(ledger, "best trial")]
+    if status["state"] != "finished" or status["winner"] is None:
+        return _unfinished(ledger, status)
     row = status["finalists"][0]
     metric = metric_per_user(spec.metric, row["test"])
     seeds = _seeds(row)
     over = "one seed" if seeds == 1 else f"mean and deviation over {seeds} seeds"
     over += f" ({seeds_in_words(failed_seeds(row))} failed)" if row["failed"] else ""
     wins = (
-        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by validation."
+        f"{row['trial']} wins: {metric} {_spread(row, 'test', metric)} on the test split, {over}; chosen by "
+        f"validation, where it has {spec.metric} {_spread(row, 'validation', spec.metric)}."
     )
-    sentences = [*status["verdict"], *_against_references(status, metric)]
+    sentences = [*_above_on_test(status, metric, spec.metric), *status["verdict"], *_against_references(status, metric)]
     return [Text(wins, strong=True), *(Text(sentence) for sentence in sentences), *_difference(ledger, "winner")]
 
 
@@ -61,15 +65,58 @@ _DOING = {
 }
 
 
-def _so_far(ledger: Ledger, status: Mapping[str, Any]) -> str:
-    best, doing = ledger.best(), _DOING.get(status["state"], "it was not compared")
+def _unfinished(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
+    """What is known before the end. A winner of before is no winner of what has changed since."""
+    doing = _DOING.get(status["state"], "it was not compared")
+    blocks: list[Block] = [Text(_so_far(ledger, status, doing), strong=True)]
+    if status["winner"] is None:
+        return [*blocks, *_difference(ledger, "best trial")]
+    name, measured = status["winner"]["trial"], _measured(ledger)
+    if ledger.fact("phase") == "finalists":
+        again = any(finalist_name(run.finalist) == name for run in _planned(ledger))
+        fate = "being measured again" if again else "not among those being measured now"
+        words = f"Previous winner: {name}, {fate}; {measured} of this re-evaluation have ended."
+    else:
+        words = f"Previous winner: {name}; what it was compared with has changed since."
+    previous = f"The bundle and the exported config are still those of {name}."
+    return [*blocks, Text(words), Text(previous), *_difference(ledger, "previous winner")]
+
+
+def _so_far(ledger: Ledger, status: Mapping[str, Any], doing: str) -> str:
+    which = "no winner yet" if status["winner"] is None else "no winner of the sweep as it is now"
+    best = best_so_far(ledger)
     if best is None:
-        return f"There is no winner yet: {doing}, and no trial has a result."
-    words = "" if best.status == "completed" else f" ({best.status})"
+        return f"There is {which}: {doing}, and no trial has a result."
+    words = {"completed": "", "waiting": " (paused)"}.get(best.status, f" ({best.status})")
     return (
-        f"There is no winner yet: {doing}. Best so far is {best.id}{words}, with validation {ledger.spec.metric} "
+        f"There is {which}: {doing}. Best so far is {best.id}{words}, with validation {ledger.spec.metric} "
         f"{best.value:.4f}."
     )
+
+
+def _planned(ledger: Ledger) -> list[FinalistRun]:
+    """The runs of the last re-evaluation, those that have not begun among them."""
+    readings = ledger.fact("test_readings") or [{"runs": []}]
+    known = {(run.finalist, run.seed): run for run in current_runs(ledger)}
+    return [known.get((f, s)) or FinalistRun(f, s, "waiting") for f, s in readings[-1]["runs"]]
+
+
+def _measured(ledger: Ledger) -> str:
+    runs = _planned(ledger)
+    ended = sum(run.status in ("completed", "stopped", "failed") for run in runs)
+    return f"{ended} of {counted(len(runs), 'run')}"
+
+
+def _above_on_test(status: Mapping[str, Any], metric: str, chosen_by: str) -> list[str]:
+    """Finalists that are above the winner on the test split, so that nobody takes that for a mistake."""
+    winner, *others = status["finalists"]
+    value = winner["test"][metric]["mean"]
+    return [
+        f"{row['trial']} is above the winner on the test split ({row['test'][metric]['mean']:.4f}); validation alone "
+        f"chooses, where it has {chosen_by} {row['validation'][chosen_by]['mean']:.4f}."
+        for row in others
+        if metric in row["test"] and row["test"][metric]["mean"] > value
+    ]
 
 
 def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
@@ -89,7 +136,7 @@ def _against_references(status: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def _difference(ledger: Ledger, whose: str) -> list[Block]:
-    config = best_config(ledger)
+    config = _previous_config(ledger) if whose == "previous winner" else chosen_config(ledger)
     if config is None:
         return []
     found = differing_settings(ledger.spec.base_config(), config)
@@ -99,42 +146,54 @@ def _difference(ledger: Ledger, whose: str) -> list[Block]:
     return [Table(f"Settings of the {whose} that differ from the base config", ["setting", "base", whose], rows)]
 
 
+def _previous_config(ledger: Ledger) -> RunConfig:
+    trial = ledger.fact("winner")["trial"]
+    if trial == BASE:
+        return ledger.spec.finalist_config(ledger.spec.base_config())
+    return ledger.spec.finalist_config(ledger.config_of(int(trial.rsplit("-", 1)[1])))
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def numbers(status: Mapping[str, Any]) -> list[Block]:
+def numbers(ledger: Ledger, status: Mapping[str, Any]) -> list[Block]:
     """Item-level metrics with the references; tuple-level ones apart; what both are measured by."""
+    final, chosen_by = status["state"] == "finished", status["metric"]
     names = in_order(status["finalists"][0]["test"])
     items = [name for name in names if not name.startswith("tuple_")]
     tuples = [name for name in names if name.startswith("tuple_")]
-    ensemble = [status["ensemble"]] if status["ensemble"] else []
+    ensemble = [status["ensemble"]] if status["ensemble"] and final else []
     references: list[list[Cell]] = [
-        [f"{name} (fit: {row['fit']})", None, None, *(row.get(column) for column in items)]
+        [f"{name} (fit: {row['fit']})", None, *(row.get(column) for column in items), None, None]
         for name, row in status["baselines"].items()
     ]
     if status["oracle"]:
-        references.append(["oracle (best possible)", None, None, *(status["oracle"].get(column) for column in items)])
-    columns = ["", "seeds", "parameters"]
-    finalists = [_finalist(row, items) for row in [*status["finalists"], *ensemble]]
+        oracle = [status["oracle"].get(column) for column in items]
+        references.append(["oracle (best possible)", None, *oracle, None, None])
+    rows_of_all = [*status["finalists"], *ensemble]
     lost: list[list[Cell]] = [
-        [row["trial"], f"0 of {len(row['failed'])}", None, *(None for _ in items)]
+        [row["trial"], None, *(None for _ in items), f"0 of {len(row['failed'])}", None]
         for row in status["finalists_without_result"]
     ]
+    note = f"Best first by validation {chosen_by}, which chooses; who failed with a seed comes behind those that did "
+    note += "not. All other metrics are of the test split. Mean ± sample deviation over the seeds."
+    if not final:
+        note += f" Not final: {_measured(ledger)} have ended, so that rows differ in their seeds."
     blocks: list[Block] = [
         Table(
             "Item level: a hit is the very item",
-            [*columns, *items],
-            [*finalists, *lost, *references],
-            "Best first by validation; who failed with a seed comes behind those that did not. Mean ± sample deviation "
-            "over the seeds.",
+            ["", f"validation {chosen_by}", *items, "seeds", "parameters"],
+            [*(_finalist(row, items, chosen_by) for row in rows_of_all), *lost, *references],
+            note,
+            [*items, *([f"validation {chosen_by}"] if ledger.spec.mode == "max" else [])],
         )
     ]
     if tuples:
         blocks.append(
             Table(
                 "Tuple level: a hit is the item's semantic-ID tuple, as papers count",
-                [*columns, *tuples],
-                [_finalist(row, tuples) for row in status["finalists"]],
+                ["", *tuples, "seeds", "parameters"],
+                [_finalist(row, tuples) for row in rows_of_all if any(name in row["test"] for name in tuples)],
                 "Not comparable with the table above.",
             )
         )
@@ -142,16 +201,18 @@ def numbers(status: Mapping[str, Any]) -> list[Block]:
         rows: list[list[Cell]] = [[name, scalar(value)] for name, value in status["protocol"].items()]
         rows += [["test split opened", status["test_opened"]], ["times it was read", len(status["test_readings"])]]
         blocks.append(Table("What every number is measured by", ["", "value"], rows))
-    if status["comparisons"]:
+    if status["comparisons"] and final:
         blocks.append(_comparisons(status["comparisons"]))
     return blocks
 
 
-def _finalist(row: Mapping[str, Any], metrics: Sequence[str]) -> list[Cell]:
+def _finalist(row: Mapping[str, Any], metrics: Sequence[str], chosen_by: str | None = None) -> list[Cell]:
     name = row["trial"] if "members" not in row else "ensemble of " + ", ".join(row["members"])
+    validation = [_spread(row, "validation", chosen_by)] if chosen_by else []
+    tests = [_spread(row, "test", metric) for metric in metrics]
     failed = len(row.get("failed") or [])
     seeds = f"{_seeds(row)} of {_seeds(row) + failed}" if failed else _seeds(row)
-    return [name, seeds, row.get("parameters"), *(_spread(row, "test", metric) for metric in metrics)]
+    return [name, *validation, *tests, seeds, row.get("parameters")]
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
@@ -197,12 +258,15 @@ def commands(ledger: Ledger, status: Mapping[str, Any], report: Path) -> Command
     file, best, bundle = (str(path) for path in (report / "sweep.yaml", report / "best.yaml", folder / "bundle"))
     lines = [("repeat the sweep", sweeps_command("run", file, "--name", f"{name}-again", storage=storage))]
     if status["winner"]:
+        whose = "" if status["state"] == "finished" else "previous "
         recommend = ["genrec", "recommend", bundle, "--history", _history(folder), "-k", "10"]
         lines += [
-            ("train the winner again", shlex.join(["genrec", "train", best, "--store", store])),
-            ("recommend with the winner", shlex.join(recommend)),
+            (f"train the {whose}winner again", shlex.join(["genrec", "train", best, "--store", store])),
+            (f"recommend with the {whose}winner", shlex.join(recommend)),
         ]
-    else:
+    if status["state"] in ("searching", "finalists"):
+        return Commands([*lines, ("look on until it ends", sweeps_command("status", name, "--watch", storage=storage))])
+    if status["state"] != "finished":
         lines.append(("continue the sweep", sweeps_command("resume", name, storage=storage)))
     return Commands([*lines, ("see where it is", sweeps_command("status", name, storage=storage))])
 

@@ -18,8 +18,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 START_TRIES = 4
-CANARY = "canary-5d41402abc4b2a76b9719d911017c592"
-"a secret in the environment of head and submitter; it may be written down nowhere"
+CANARY = "canary_5d41402abc4b2a76b9719d911017c592"
+"in every secret of the environment of head, jobs and submitter; it may be written down nowhere"
+SECRETS = (
+    "WANDB_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "PGPASSWORD",
+    "MYSQL_PWD",
+)
 
 
 def free_port() -> int:
@@ -73,8 +81,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "WANDB_API_KEY": CANARY,
     }
+    environment |= {name: f"{CANARY}_{name.lower()}" for name in SECRETS}
     sessions = Path(f"/tmp/ray-{os.getpid()}/ray")  # short: names of sockets are made from it
     sessions.parent.mkdir(mode=0o700)
     process, dashboard = started(folder, sessions, environment)

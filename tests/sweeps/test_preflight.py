@@ -13,6 +13,10 @@ import pytest
 
 from genrec.config import RunConfig
 from sweeps import driver_lock, preflight
+from sweeps.costs import Shape, checkpoint_bytes
+from sweeps.disk_need import DiskNeed
+from sweeps.planner import planned_configs
+from sweeps.spec import ResourcesSpec, load_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +43,10 @@ def test_a_node_like_the_driver_has_no_fault_and_nothing_stays_in_the_storage(
         ({"data": "another"}, "sees other data than the driver (another, not"),
         ({"no_data": "no file x"}, "cannot read the data: no file x"),
         ({"keeps_locks": False}, "does not keep locks"),
+        ({"versions": {"numpy": "1.26.0"}}, "has numpy 1.26.0, the driver"),
+        ({"versions": {"CUDA": "11.8"}}, "has CUDA 11.8, the driver"),
         ({"free": {"/storage": 5 * 2**20}}, "5 MB free in /storage"),
+        ({"scratch": {"/tmp": 5 * 2**20}}, "5 MB free in /tmp"),
         ({"storage": "does not see /storage"}, "does not see /storage"),
     ],
 )
@@ -48,6 +55,38 @@ def test_every_difference_is_named(facts: dict[str, Any], difference: dict[str, 
     there["versions"] = facts["versions"] | difference.get("versions", {})
     [found] = preflight.faults_of(facts, there)
     assert fault in found
+
+
+def test_room_for_the_checkpoints_is_asked_of_the_storage_alone(facts: dict[str, Any]) -> None:
+    there = facts | {"free": {"/storage": 8 * 2**30}, "scratch": {"/tmp": 8 * 2**30}}
+    [fault] = preflight.faults_of(facts | {"needed": 9 * 2**30}, there)
+    assert fault == "8192 MB free in /storage; at least 10240 MB are needed for the checkpoints of its trials"
+
+
+def test_the_room_is_that_of_the_largest_model_for_all_trials_at_once() -> None:
+    spec = load_spec(ROOT / "search_spaces" / "tiger_optuna.yaml")
+    need = DiskNeed.of(spec)
+    sizes = [checkpoint_bytes(Shape.of(config.to_dict())) for config in planned_configs(spec)]
+    assert need.checkpoint == max(sizes) > min(sizes)
+    assert need.bytes_on([]) == 3 * 2 * need.checkpoint
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "trials"),
+    [
+        ({}, [{"CPU": 4.0}, {"CPU": 2.0}], 6),
+        ({"cpus_per_worker": 2}, [{"CPU": 5.0}], 2),
+        ({"gpus_per_worker": 1}, [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 8.0}], 4),
+        ({"workers": 4}, [{"CPU": 2.0}, {"CPU": 2.0}], 2),
+        ({"max_concurrent": 3}, [{"CPU": 64.0}], 3),
+        ({}, [{}], 1),
+    ],
+)
+def test_trials_side_by_side_are_counted_by_what_the_nodes_have(
+    resources: dict[str, Any], nodes: list[dict[str, float]], trials: int
+) -> None:
+    need = DiskNeed(10, ResourcesSpec(**resources))
+    assert need.bytes_on(nodes) == 3 * (trials + 1) * 10
 
 
 def test_a_storage_that_is_not_there_is_a_fault(tmp_path: Path) -> None:

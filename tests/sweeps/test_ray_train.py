@@ -299,6 +299,11 @@ def test_drivers_take_no_worker_its_place(cpus: float, node: int) -> None:
     assert workers_in(left, bundle) == node / cpus
 
 
+def test_a_controller_that_waits_for_room_hears_of_a_stop_before_it_is_killed() -> None:
+    """It hears nothing within one try for room."""
+    assert float(ray_train.GROUP_ENVIRONMENT["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) < ABORT_SECONDS
+
+
 class MadeUpController:
     """Answers to `has_room` as given; None: no answer."""
 

@@ -30,7 +30,16 @@ TAGS = {"html", "head", "meta", "title", "style", "body", "a", "header", "h1", "
 TAGS |= {"section", "h2", "dl", "dt", "dd", "code", "div", "table", "caption", "thead", "tr", "th", "button", "tbody"}
 TAGS |= {"strong", "figure", "figcaption", "noscript", "template", "script"}
 ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "name", "id", "class", "href", "tabindex", "role", "scope"}
-ATTRIBUTES |= {"type", "data-value", "data-height", "aria-label", "aria-labelledby", "aria-sort"}
+ATTRIBUTES |= {
+    "type",
+    "data-value",
+    "data-height",
+    "data-width",
+    "data-first",
+    "aria-label",
+    "aria-labelledby",
+    "aria-sort",
+}
 
 
 class Reader(HTMLParser):
@@ -142,6 +151,13 @@ def browser() -> Iterator[Any]:
 STATES = "[...document.querySelectorAll('.picture')].map(place => place.dataset.state)"
 
 
+MARKS = """[...document.querySelectorAll('.picture')].map(place => [
+    place.getAttribute('aria-label'),
+    place.querySelectorAll('.trace .point, .trace .js-line, .slice, .contourlayer path').length,
+])"""
+"title of every picture, and how much of its data it shows: lines, points, bars, boxes"
+
+
 def open_and_draw(browser: Any, path: Path) -> list[str]:
     """Open the page and have all pictures drawn; what the console says."""
     browser.get(path.as_uri())
@@ -157,8 +173,12 @@ def test_the_page_draws_its_pictures_and_sorts_its_tables_without_a_network(brow
     states = browser.execute_script(f"return {STATES}")
     assert len(states) > 8
     assert set(states) == {"drawn"}
-    points = "[...document.querySelectorAll('.picture')].map(p => p.querySelectorAll('path, circle').length)"
-    assert min(browser.execute_script(f"return {points}")) > 3
+    drawn = dict(browser.execute_script(f"return {MARKS}"))
+    assert min(drawn.values()) > 0, drawn
+    browser.execute_script("Plotly.react(document.querySelector('.picture'), [], {})")
+    assert browser.execute_script(f"return {MARKS}")[0][1] == 0, "an empty picture is seen to be empty"
+    stops = "[...document.querySelectorAll('.picture a, .picture button')].filter(e => e.tabIndex >= 0).length"
+    assert browser.execute_script(f"return {stops}") == 0, "the buttons of the pictures are no stops of the keyboard"
     assert browser.execute_script("return document.querySelectorAll('main a, main script, main img').length") == 0
     assert browser.execute_script("return [...document.querySelectorAll('svg a')].length") == 0
 
@@ -168,12 +188,12 @@ def test_the_page_draws_its_pictures_and_sorts_its_tables_without_a_network(brow
     assert len(first) == 2
     browser.execute_script(f"{head}.querySelector('button').focus()")
     browser.switch_to.active_element.send_keys("\ue007")  # the Enter key
-    ascending = browser.execute_script(f"return {cells}")
-    assert ascending == sorted(first, key=float)
-    assert browser.execute_script(f"return {head}.ariaSort") == "ascending"
-    browser.switch_to.active_element.send_keys("\ue007")
-    assert browser.execute_script(f"return {cells}") == ascending[::-1]
+    best_first = browser.execute_script(f"return {cells}")
+    assert best_first == sorted(first, key=float, reverse=True)
     assert browser.execute_script(f"return {head}.ariaSort") == "descending"
+    browser.switch_to.active_element.send_keys("\ue007")
+    assert browser.execute_script(f"return {cells}") == best_first[::-1]
+    assert browser.execute_script(f"return {head}.ariaSort") == "ascending"
 
 
 @pytest.mark.slow
@@ -199,7 +219,7 @@ def test_texts_stand_out_from_their_ground(browser: Any, report: Path, scheme: s
     """The contrast of every text is at least 4.5 to 1."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(report.as_uri())
+    open_and_draw(browser, report)
     found = browser.execute_script(
         """
         const light = (text) => {
@@ -222,7 +242,17 @@ def test_texts_stand_out_from_their_ground(browser: Any, report: Path, scheme: s
           const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
           worst[node.tagName] = Math.min(worst[node.tagName] ?? 99, contrast);
         }
-        return worst;
+        const slices = [...document.querySelectorAll(".picture .slice")].filter((slice) => slice.querySelector("text"));
+        for (const node of document.querySelectorAll(".picture text")) {
+          const slice = node.closest(".slice");
+          const ground_ = slice ? getComputedStyle(slice.querySelector("path")).fill : ground(node.closest(".picture"));
+          const [a, b] = [light(getComputedStyle(node).fill), light(ground_)];
+          const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+          const kind = slice ? "slice" : "svg text";
+          if (node.textContent) worst[kind] = Math.min(worst[kind] ?? 99, contrast);
+        }
+        return slices.length ? worst : {};
         """
     )
+    assert found.keys() >= {"P", "TD", "slice", "svg text"}
     assert min(found.values()) >= 4.5, found

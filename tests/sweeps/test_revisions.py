@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from made_up_trials import CHOICES, GRID, MIXED, SAMPLED, drive, essence, run_one, sampler_of, score, spec_of
 
 from genrec.errors import InputError
+from sweeps import api
 from sweeps.cli import main
 from sweeps.finalists import finalists_of
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.revisions import described, difference
+from sweeps.spec import SweepSpec
 
 WIDER = """
 space:
@@ -258,9 +260,30 @@ def test_the_command_refuses_a_contradiction_with_a_line_a_key_and_starts_nothin
     assert again.exit_code == 0
     assert "sampler.type: 'random' -> 'tpe'" in again.output
     assert "sweeps resume s --file FILE" in again.output
+    revised = CliRunner().invoke(main, ["run", str(edited), "--name", "s", "--resume", "--revise", *options])
+    assert revised.output == refused.output
+    assert CliRunner().invoke(main, ["run", str(edited), "--revise", *options]).exit_code == 2
     bad = CliRunner().invoke(main, ["resume", "s", "--time", "soon", *options])
     assert bad.exit_code == 2
     assert "budget.time" in bad.output
+
+
+def test_run_continues_with_what_the_file_says_now_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = sampled(tmp_path, SAMPLED, "random", 1)
+    Ledger.create(tmp_path / "s", spec).close()
+    driven = []
+
+    def note(ledger: Ledger, address: str | None, quiet: bool, spec: SweepSpec, **accepted: bool) -> None:
+        driven.append(spec)
+        ledger.close()
+
+    monkeypatch.setattr(api, "_drive", note)
+    more = SweepSpec.from_dict(spec.to_dict() | {"budget": {"trials": 4}})
+    api.start(more, storage=tmp_path, or_resume=True, revise=True, quiet=True)
+    api.start(more, storage=tmp_path, or_resume=True, quiet=True)
+    assert driven == [more, spec]
 
 
 def test_a_difference_names_keys_and_values():

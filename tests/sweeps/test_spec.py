@@ -127,6 +127,15 @@ def test_finalists_get_settings_of_their_own(tmp_path: Path):
         (f"resources: {{max_concurrent: 0}}\n{GRID}", "resources.max_concurrent: got 0"),
         (f"resources: {{memory_per_worker: -1}}\n{GRID}", "resources.memory_per_worker: got -1"),
         (f"resources: {{accelerator_type: A100}}\n{GRID}", "1: resources.accelerator_type: no trial has a GPU"),
+        (
+            f"resources: {{gpus_per_worker: 1.5}}\n{GRID}",
+            "1: resources.gpus_per_worker: got 1.5; above 1 a worker gets whole GPUs; fix: gpus_per_worker: 2",
+        ),
+        (
+            f"resources: {{workers: 2, gpus_per_worker: 0.5}}\n{GRID}",
+            "1: resources.gpus_per_worker: got 0.5; several workers of a trial cannot share a GPU",
+        ),
+        (f"resources: {{workers: {{max: 2}}, gpus_per_worker: 0.5}}\n{GRID}", "cannot share a GPU"),
         (f"resources: {{workers: 0}}\n{GRID}", "1: resources.workers: got 0; input should be greater than 0"),
         (f"resources: {{workers: two}}\n{GRID}", "1: resources.workers: got 'two'; input should be a valid integer"),
         (f"resources: {{workers: {{min: 4, max: 2}}}}\n{GRID}", "min 4 is above max 2"),

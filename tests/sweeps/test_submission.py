@@ -1,20 +1,19 @@
-"""What travels with a job, what it is called, and what its end means. Real jobs are in tests/cluster/test_jobs.py."""
+"""What travels with a job, its command, and what its end means. Real jobs are in tests/cluster/test_jobs.py."""
 
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus
 
-from sweeps.spec import load_spec
-from sweeps.submission import Cluster, Request, entrypoint, pack, verdict
+from sweeps.quick_grid import SOURCE, grid_yaml
+from sweeps.spec import load_spec, parse_spec
+from sweeps.submission import Request, entrypoint, pack, verdict
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -49,7 +48,7 @@ def test_code_sweep_and_config_travel_and_nothing_else(tmp_path: Path) -> None:
     )
     assert done.stdout.split() == [str(tmp_path / "elsewhere" / "genrec" / "__init__.py"), asked.spec.hash]
     assert entrypoint(asked) == (
-        "exec python -m sweeps.cli run sweep.yaml --resume --storage /storage/runs --set train.epochs=1"
+        "exec python -m sweeps.cli run sweep.yaml --resume --revise --storage /storage/runs --set train.epochs=1"
     )
 
 
@@ -61,6 +60,53 @@ def test_a_config_from_outside_the_sweeps_folder_is_refused(tmp_path: Path) -> N
     (tmp_path / "parcel").mkdir()
     with pytest.raises(ValueError, match="a config only from the sweep's own folder"):
         pack(request(file), tmp_path / "parcel")
+
+
+def test_a_gin_file_travels_with_what_it_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found as gin finds it: from the current folder, or from beside the file that includes it."""
+    home = tmp_path / "home"
+    (home / "configs" / "shared").mkdir(parents=True)
+    (home / "configs" / "m.gin").write_text('include "shared/common.gin"\ninclude "here.gin"\n')
+    (home / "configs" / "shared" / "common.gin").write_text('include "deep.gin"\n')
+    (home / "configs" / "shared" / "deep.gin").write_text("train.learning_rate=0.003\n")
+    (home / "here.gin").write_text("train.batch_size=7\n")
+    (home / "sweep.yaml").write_text(f"base: configs/m.gin\n{TINY.read_text()}")
+    (tmp_path / "parcel").mkdir()
+    monkeypatch.chdir(home)
+    asked = request(Path("sweep.yaml"))
+    pack(asked, tmp_path / "parcel")
+    shutil.rmtree(home)
+    monkeypatch.chdir(tmp_path / "parcel")
+    assert load_spec("sweep.yaml").hash == asked.spec.hash
+
+
+def test_two_files_of_one_name_do_not_travel_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    (home / "configs").mkdir(parents=True)
+    (home / "configs" / "m.gin").write_text('include "m.gin"\n')
+    (home / "m.gin").write_text("train.batch_size=7\n")
+    (home / "configs" / "sweep.yaml").write_text(f"base: m.gin\n{TINY.read_text()}")
+    (tmp_path / "parcel").mkdir()
+    monkeypatch.chdir(home)
+    with pytest.raises(ValueError, match="include 'm.gin': another file .* is called m.gin, too"):
+        pack(request(Path("configs/sweep.yaml")), tmp_path / "parcel")
+
+
+def test_a_grid_travels_as_the_words_that_describe_it() -> None:
+    spec = parse_spec(grid_yaml(None, None, ["train.learning_rate=0.1,0.2"], [], None), SOURCE)
+    asked = Request(spec, None, ["--grid", "train.learning_rate=0.1,0.2"], "/storage/runs")
+    assert entrypoint(asked).endswith(
+        " run --resume --revise --storage /storage/runs --grid train.learning_rate=0.1,0.2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("storage", "same"),
+    [("/storage/runs/", "/storage/runs"), ("//storage/./runs", "/storage/runs"), ("s3://bucket/x/", "s3://bucket/x")],
+)
+def test_one_storage_has_one_spelling(storage: str, same: str) -> None:
+    assert request(TINY, storage=storage).mark == request(TINY, storage=same).mark
+    assert f"--storage {same}" in entrypoint(request(TINY, storage=storage))
 
 
 def test_a_relative_storage_is_refused() -> None:
@@ -86,70 +132,3 @@ def test_the_exit_code_says_what_became_of_the_sweep(status: JobStatus, code: in
     end = verdict(job)
     assert end.code == leaves
     assert "tiny-1" in end.sentence
-
-
-class JobServer(Cluster):
-    """The job server's own list of jobs, without a server."""
-
-    def __init__(self, *jobs: JobDetails):
-        self.address = "http://head:8265"
-        self.jobs = list(jobs)
-
-    def _jobs(self) -> list[JobDetails]:
-        return self.jobs
-
-    def _submit(self, job: str, request: Request, folder: Path) -> None:
-        if job in {known.submission_id for known in self.jobs}:
-            raise ConnectionError(f"{self.address}: Job with submission_id {job} already exists.")
-        mark = {"sweep": request.spec.name, "storage": request.storage, "spec": request.spec.hash}
-        self.jobs.append(details(job, JobStatus.RUNNING, mark))
-
-
-def details(name: str, status: JobStatus, metadata: dict[str, str]) -> JobDetails:
-    return JobDetails(type="SUBMISSION", submission_id=name, status=status, entrypoint="x", metadata=metadata)
-
-
-def test_submitting_again_joins_what_runs_and_follows_what_has_ended_with_the_next_attempt() -> None:
-    server, said = JobServer(), list[str]()
-    first = server.submit(request(TINY), said.append)
-    assert first == f"tiny-{load_spec(TINY).hash[:8]}-1"
-    assert server.submit(request(TINY), said.append) == first
-    assert len(server.jobs) == 1
-    assert "works on tiny already" in said[-1]
-    server.jobs = [details(first, JobStatus.FAILED, server.jobs[0].metadata or {})]
-    assert server.submit(request(TINY), said.append) == first.removesuffix("-1") + "-2"
-
-
-def test_another_search_of_the_same_name_does_not_join() -> None:
-    server, said = JobServer(), list[str]()
-    server.submit(request(TINY), said.append)
-    other = Request(load_spec(TINY, {"budget.trials": 7}), TINY, ["--trials", "7"], "/storage/runs")
-    with pytest.raises(ValueError, match="another search; give this one another --name"):
-        server.submit(other, said.append)
-    elsewhere = Request(load_spec(TINY, {"budget.trials": 7}), TINY, ["--trials", "7"], "/storage/others")
-    assert server.submit(elsewhere, said.append).endswith("-1")
-
-
-def test_of_two_that_submit_at_once_one_joins_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    server, said = JobServer(), list[str]()
-    taken = server.submit(request(TINY), said.append)
-    views = [[], [], server.jobs]  # the job appears after this one has looked for it and chosen its name
-    monkeypatch.setattr(server, "_jobs", lambda: views.pop(0) if len(views) > 1 else server.jobs)
-    assert server.submit(request(TINY), said.append) == taken
-
-
-@pytest.mark.parametrize("address", ["ftp://head:8265", "http://", "file:///etc/passwd"])
-def test_an_address_of_another_form_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="expected http://HOST:8265"):
-        Cluster(address)
-
-
-def test_a_dead_dashboard_is_named_within_seconds() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        since = time.monotonic()
-        with pytest.raises(ConnectionError, match=f"no Ray dashboard answers at {address}"):
-            Cluster(address)
-        assert time.monotonic() - since < 20
