@@ -56,6 +56,7 @@ RAY = {
     for name in (
         "cluster_view",
         "demand",
+        "job_server",
         "preflight",
         "ray_cluster",
         "ray_token",
