@@ -669,6 +669,9 @@ def test_the_tree_leads_to_titles_and_has_no_branch_without_its_parent(num_items
     titles = {name: text for name, text in zip(trace["ids"], trace["labels"], strict=True) if text.startswith("title")}
     assert all(counts[name] == 1 for name in titles)
     assert titles.keys() >= {name for name in leaves if counts[name] == 1}
+    assert counts[trace["level"]] <= 40, "it opens where titles can be read"
+    below = [name for name in titles if name.startswith(f"{trace['level']}/")]
+    assert below
     if num_items == 50:
         shared = sum(count for count in torch.unique(codes_NC, dim=0, return_counts=True)[1].tolist() if count > 1)
         assert sorted(titles.values()) == sorted(f"title {item}" for item in range(50))[: 50 - shared]
