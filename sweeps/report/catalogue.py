@@ -6,7 +6,7 @@ Letters: N items, C codes an item, K codebook size, G groups of items with one t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -27,6 +27,8 @@ from sweeps.wording import counted
 
 MAX_NODES = 3000
 "of the tree of semantic IDs"
+READABLE = 40
+"items whose titles can be read in the tree at once"
 MAX_BRANCHES = 20
 "of a level, in the table below the tree"
 MAX_TOKENIZERS = 20
@@ -215,8 +217,12 @@ def tree(ids: SemanticIds, titles: Sequence[str]) -> Picture:
         )
     )
     margin = {"t": 10, "l": 0, "r": 0, "b": 10}
+    start = _start(members, children, names)
+    figure.update_traces(level=names[start])
     figure.update_layout(margin=margin, iciclecolorway=TREE_COLOURS, extendiciclecolors=False)
-    note = "A click opens a branch, a click on the bar at the left closes it. What a branch holds stands in its text."
+    note = "A click opens a branch, a click on the bars above it leads back. What a branch holds stands in its text."
+    if start:
+        note += f" It begins in branch {names[start]}, where single items can be read."
     closed = sum(bool(children[prefix]) and children[prefix][0] not in names for prefix in kept)
     if closed:
         shown = sum(len(members[prefix]) for prefix in kept if not children[prefix] or len(members[prefix]) == 1)
@@ -266,6 +272,16 @@ def _kept(members: Mapping[Prefix, Sequence[int]], children: Mapping[Prefix, Seq
             kept += below
             waiting += reversed(below)
     return kept
+
+
+def _start(
+    members: Mapping[Prefix, Sequence[int]], children: Mapping[Prefix, Sequence[Prefix]], drawn: Container[Prefix]
+) -> Prefix:
+    """The branch that is seen first: from the top the largest each time, until there is room for titles."""
+    prefix: Prefix = ()
+    while len(members[prefix]) > READABLE and children[prefix] and children[prefix][0] in drawn:
+        prefix = children[prefix][0]
+    return prefix
 
 
 def _name(prefix: Prefix, items: Sequence[int], titles: Sequence[str]) -> str:

@@ -46,7 +46,7 @@
     document.head.append(script);
     if (!window.Plotly) throw new Error("the script was refused");
   };
-  const touch = matchMedia("(hover: none)").matches;
+  const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const themed = (layout) => {
     const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line") };

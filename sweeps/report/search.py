@@ -202,7 +202,7 @@ def parameters(ledger: Ledger, comparable: Comparable | str, importance: Importa
         blocks.append(Picture("Importance of the parameters", None, f"Left out: {reason}."))
     else:
         if not importance.above_chance:
-            blocks.append(Text("No parameter is found to matter more than chance alone would make it.", strong=True))
+            blocks.append(Text("With these trials no parameter can be told from chance.", strong=True))
         blocks += [importance_table(importance, comparable), importance_bars(importance, ledger.spec.metric)]
     blocks += [parallel(ledger), *slices(ledger, importance)]
     if not isinstance(comparable, str) and not isinstance(importance, str):

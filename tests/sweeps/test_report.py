@@ -30,6 +30,7 @@ from sweeps.cli import main
 from sweeps.finalists import compare_finalists, current_runs, finalist_name, note_plan, plan_finalists
 from sweeps.leaderboard import status_lines
 from sweeps.ledger import FinalistQueue, Ledger
+from sweeps.model_key import model_key
 from sweeps.report import make_document, sweep_text, write_report
 from sweeps.report.catalogue import MAX_NODES, tree
 from sweeps.report.document import Block, Commands, Document, Picture, Spread, Table, Text, shown
@@ -523,7 +524,9 @@ def test_what_was_taken_over_is_not_counted_as_made_here(tmp_path: Path) -> None
             while task := writer.next():
                 writer.report(task.id, {"epoch": 1, "ndcg@10": 0.1})
                 stages = {"trained": ["dataset", "tiger"], "reused": ["tokenizer"]}
-                writer.finish(task.id, "completed", {"duration": 60.0, "node": "old-node", **stages})
+                artifacts = {"tiger": model_key(writer.config_of(task.payload["number"]))}
+                result = {"duration": 60.0, "node": "old-node", "artifacts": artifacts, **stages}
+                writer.finish(task.id, "completed", result)
     ledger = Ledger.read(tmp_path / "two")
     assert {record.id: record.source is not None for record in ledger.trials()} == {
         f"trial-{number:04d}": True for number in range(3)
@@ -669,6 +672,9 @@ def test_the_tree_leads_to_titles_and_has_no_branch_without_its_parent(num_items
     titles = {name: text for name, text in zip(trace["ids"], trace["labels"], strict=True) if text.startswith("title")}
     assert all(counts[name] == 1 for name in titles)
     assert titles.keys() >= {name for name in leaves if counts[name] == 1}
+    assert counts[trace["level"]] <= 40, "it opens where titles can be read"
+    below = [name for name in titles if name.startswith(f"{trace['level']}/")]
+    assert below
     if num_items == 50:
         shared = sum(count for count in torch.unique(codes_NC, dim=0, return_counts=True)[1].tolist() if count > 1)
         assert sorted(titles.values()) == sorted(f"title {item}" for item in range(50))[: 50 - shared]

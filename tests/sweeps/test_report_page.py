@@ -177,6 +177,7 @@ def test_the_page_draws_its_pictures_and_sorts_its_tables_without_a_network(brow
     assert min(drawn.values()) > 0, drawn
     browser.execute_script("Plotly.react(document.querySelector('.picture'), [], {})")
     assert browser.execute_script(f"return {MARKS}")[0][1] == 0, "an empty picture is seen to be empty"
+    assert browser.execute_script("return document.querySelectorAll('.modebar-btn').length") > 0
     stops = "[...document.querySelectorAll('.picture a, .picture button')].filter(e => e.tabIndex >= 0).length"
     assert browser.execute_script(f"return {stops}") == 0, "the buttons of the pictures are no stops of the keyboard"
     assert browser.execute_script("return document.querySelectorAll('main a, main script, main img').length") == 0
