@@ -26,7 +26,7 @@ from sweeps.failures import FailureLimit
 from sweeps.finalists import current_runs, finalists_of, note_plan, plan_finalists, summarise
 from sweeps.folders import artifact_store, storage_of, sweeps_command, url_of
 from sweeps.ledger import FinalistQueue, Ledger
-from sweeps.preflight import check_nodes, late_check
+from sweeps.preflight import check_nodes, gpu_faults, idle_gpus, late_check
 from sweeps.queue_run import OnEvent
 from sweeps.ray_cluster import is_own_ray, start_ray
 from sweeps.ray_tune import NodeCheck, run_queue
@@ -58,11 +58,13 @@ def drive(
     store = artifact_store(storage)
     require_trackers(ledger.spec.base_config().tracking)
     with start_ray(address):
-        check: NodeCheck = tuple
+        check: NodeCheck = gpu_faults
         if not is_own_ray():
             need = DiskNeed.of(ledger.spec)
             check_nodes(storage, ledger.spec.base_config(), need)
             check = late_check(storage, ledger.spec.base_config(), need)
+        if ledger.spec.resources.gpus_per_worker == 0 and (note := idle_gpus()):
+            say(note)
         on_ready()
         run_tasks = functools.partial(run_queue, check_node=check, wait_seconds=wait_seconds)
         with _cluster_noted(ledger, on_event) as tell:

@@ -78,8 +78,24 @@ def late_check(storage: str | Path, config: RunConfig, need: DiskNeed = NO_CHECK
     return functools.partial(faults_of_late_node, here, str(storage), config.to_dict())
 
 
+def gpu_faults() -> list[str]:
+    """Whether torch can use the GPUs that Ray has given this process. It would train on the CPU else, unsaid."""
+    given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if not given or torch.cuda.is_available():
+        return []
+    return [f"gives the trial GPU {', '.join(given)}, which torch {torch.__version__} cannot use; fix: its CUDA driver"]
+
+
+def idle_gpus() -> str | None:
+    """What to tell where the cluster has GPUs, for trials that ask for none."""
+    count = ray.cluster_resources().get("GPU", 0)
+    return f"note: {count:g} GPU(s) stay idle; fix: resources.gpus_per_worker" if count else None
+
+
 def faults_of_late_node(here: Mapping[str, Any], storage: str, config: dict[str, Any]) -> list[str]:
     """Of this node. Whether its storage keeps the locks of others is not seen: nobody else holds this one."""
+    if faults := gpu_faults():
+        return faults
     if not is_url(storage) and not Path(storage).is_dir():
         return [f"does not see {storage}; fix: mount it on all nodes"]
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -122,6 +123,7 @@ def run_loop(
             "argument": argument,
             "seed": seed,
             "threads": resources.threads,
+            "has_gpus": resources.gpus_per_worker > 0,
             "log": log,
             "check_node": check_node,
         },
@@ -163,6 +165,8 @@ def _work(given: dict[str, Any]) -> None:
         if faults := given["check_node"]():
             raise UnfitNode("; ".join(faults), ray.get_runtime_context().get_node_id())
         fresh_worker_state(given["seed"], given["threads"])
+        if not given["has_gpus"]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all to those that asked for none
         given["loop"](given["argument"], _report_from_worker)
 
 

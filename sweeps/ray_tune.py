@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import ray
 import torch
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -63,6 +64,8 @@ OWN_WAIT_SECONDS = 60.0  # for a node, on a Ray of one's own, to which none come
 UNWIND_SECONDS = 30.0  # how long a stopped trial may take to release what it holds
 SIGN_SECONDS = 2.0  # between two signs of life that reach the driver
 RELEASE_SECONDS = 30.0  # how long the processes of worker groups may take to be gone
+CLOUD_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"what Tune would copy from this process into the environment of trials, where all of the cluster can read it"
 METRICS, FINAL = "metrics", "final"  # the two keys of our messages from a trial's process to Tune
 
 # Read by Tune in this process; those that a trial's process reads are passed on to it by Tune.
@@ -228,6 +231,7 @@ def _together(resources: Resources, storage: str | None) -> Resources:
 
 
 def _tuner(run: QueueRun, function: TrialFunction, settings: _Settings) -> tune.Tuner:
+    ENV_VARS_TO_PROPAGATE.difference_update(CLOUD_KEYS)  # nodes have keys of their own, or inherit those of a local Ray
     process = type("TrialProcess", (_TrialProcess,), {"function": staticmethod(function), "settings": settings})
     in_group = settings.resources.workers > 1
     bundle = {"CPU": DRIVER_CPUS} if in_group else settings.resources.bundle
@@ -485,6 +489,8 @@ def _run_task(
     with trial_files(settings.storage, sweep, task["id"]), output_to(settings.log(task["id"])) as log:
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
+        if not settings.resources.gpus_per_worker:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all to those that asked for none
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         if faults := _faults_of_this_node(settings.check_node):
             _say(log, task["id"], f"refused: {faults}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_the_temporary_folder_of_a_job_is_refused_as_storage(tmp_path: Path) -> 
 CLUSTER = """
 import os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from ray.cluster_utils import Cluster
 from genrec.config import RunConfig
 from sweeps.preflight import check_nodes
@@ -140,3 +142,14 @@ def test_the_node_with_other_code_is_named_and_no_other(tmp_path: Path) -> None:
     assert "has code" in raised, done.stderr
     assert len(raised.splitlines()) == 1
     assert not list((tmp_path / "storage").iterdir())
+
+
+@pytest.mark.parametrize(("given", "works", "fault"), [(["0"], False, True), (["0"], True, False), ([], False, False)])
+def test_a_gpu_that_torch_cannot_use_is_a_fault_of_its_node(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], works: bool, fault: bool
+) -> None:
+    """Else the trial would train on the CPU, and nobody would know."""
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": given})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: works)
+    assert bool(preflight.gpu_faults()) is fault

@@ -30,6 +30,7 @@ from ray.tune.trainable.function_trainable import FunctionTrainable
 
 from sweeps import cluster_view, ray_cluster, ray_token, ray_train, ray_tune, reservations, study_storage
 from sweeps.database import Database
+from sweeps.ray_tune import CLOUD_KEYS
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -128,6 +129,14 @@ def test_what_we_read_of_ray_is_there() -> None:
     assert isinstance(reservations.gcs_pb2.PlacementGroupTableData.REMOVED, int)
     assert "ray_version" in ray_cluster.gcs_service_pb2.CheckAliveReply.DESCRIPTOR.fields_by_name
     assert callable(ray_token.Config.initialize)
+
+
+def test_tune_asks_a_set_which_variables_it_copies_into_the_environment_of_trials() -> None:
+    """Where all of a cluster can read them: keys are taken out of it."""
+    from ray.tune.execution import class_cache
+
+    assert isinstance(class_cache.ENV_VARS_TO_PROPAGATE, set)
+    assert [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS" in name and name not in CLOUD_KEYS] == []
 
 
 def test_optuna_journals_an_epoch_by_the_codes_that_need_no_fsync() -> None:
