@@ -24,7 +24,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/training_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/decoding_speed.py
 	$(BIN)/python tests/benchmarks/trials_per_minute.py
+	$(BIN)/python tests/benchmarks/loading_speed.py
 	$(BIN)/python tests/benchmarks/report_speed.py
+	$(BIN)/python tests/benchmarks/ledger_overhead.py
+	$(BIN)/python tests/benchmarks/stage_reuse.py
+	$(BIN)/python tests/benchmarks/tracking_overhead.py
+	$(BIN)/python tests/benchmarks/many_trials.py
 
 # torch first and by its exact pin: a looser request may bring a build with several GB of GPU libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt
