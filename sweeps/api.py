@@ -18,7 +18,8 @@ from sweeps.folders import DEFAULT as STORAGE
 from sweeps.folders import folder_to_drive, has_sweep, storage_of, sweep_folder, sweeps_command, working_folder
 from sweeps.interruption import interruptible
 from sweeps.reuse import check_names
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.this_machine import require_here
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from sweeps.errors import LedgerError, SweepFailed
 from sweeps.folders import DEFAULT, has_sweep, is_sweep, sweeps_command, working_folder
 from sweeps.interruption import Interrupted, interruptible
 from sweeps.reuse import check_names
-from sweeps.spec import SweepSpec, load_spec, parse_spec, seconds
+from sweeps.spec import SweepSpec, seconds
+from sweeps.spec_file import load_spec, parse_spec
 
 if TYPE_CHECKING:
     from genrec.data.interactions import Split

@@ -11,7 +11,7 @@ import pytest
 
 from genrec.cli import main as genrec
 from sweeps.cli import main as sweeps
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from sweeps.ledger import Ledger
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 
 EPOCHS = 5
 TEXT = """

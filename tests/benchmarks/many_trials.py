@@ -26,7 +26,7 @@ from sweeps.ledger import Ledger
 from sweeps.ray_cluster import start_ray
 from sweeps.ray_token import require_token
 from sweeps.ray_tune import run_queue
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 WARM = 50
 "trials after which memory is taken as that of a driver at work"

@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeps.ledger import Ledger
 from sweeps.report import write_report
 from sweeps.sampling import distributions
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.study_storage import SEARCH
 
 SPEC = """

@@ -29,7 +29,7 @@ from typing import Any
 
 from sweeps.ledger import Ledger
 from sweeps.rehearsal import Clock, Played, Rehearsal
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import rule_of
 
 METRIC = "ndcg@10"

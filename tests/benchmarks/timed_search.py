@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeps.ledger import Ledger, TrialRecord
 from sweeps.ray_tune import run_queue
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 
 def timed_search(

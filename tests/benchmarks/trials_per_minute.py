@@ -28,7 +28,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from sweeps.ledger import Ledger
 from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 EPOCHS = 3
 SPEC = """

@@ -18,7 +18,7 @@ from genrec.settings import SyntheticConfig
 from sweeps.conclusion import conclude
 from sweeps.finalists import note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 
 @pytest.fixture(scope="session")

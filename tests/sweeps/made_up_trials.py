@@ -25,7 +25,8 @@ from sweeps.finalists import (
 )
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.model_key import model_key
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 
 SAMPLED = """
 space:

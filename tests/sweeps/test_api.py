@@ -18,7 +18,7 @@ from sweeps import api
 from sweeps.api import _sort_overrides
 from sweeps.folders import has_sweep
 from sweeps.ledger import Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

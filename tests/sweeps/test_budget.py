@@ -8,7 +8,8 @@ from typing import Any
 from sweeps.budget import Budget
 from sweeps.driver import _end_search, _LedgerBudget
 from sweeps.ledger import Ledger
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.status import sweep_status
 
 TINY = Path(__file__).with_name("tiny.yaml")

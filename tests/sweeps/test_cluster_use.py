@@ -14,7 +14,7 @@ from sweeps.ledger import Ledger
 from sweeps.report.course import course_sections
 from sweeps.report.document import Table
 from sweeps.report.timeline import cluster
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.status import sweep_status
 
 SPEC = """

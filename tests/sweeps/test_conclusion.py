@@ -31,7 +31,7 @@ from sweeps.experiment import Trainings, finish, note_reading, open_sides
 from sweeps.finalists import BASE, config_of_run, finalists_of, note_plan, plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.measuring import measure, measure_ensemble
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.status import sweep_status
 
 TINY = Path(__file__).with_name("tiny.yaml")

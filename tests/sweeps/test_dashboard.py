@@ -16,7 +16,7 @@ from in_browser import chromium, wait_until
 from genrec.errors import InputError
 from sweeps.dashboard import HOST, open_dashboard
 from sweeps.ledger import Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

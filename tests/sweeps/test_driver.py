@@ -19,7 +19,8 @@ from sweeps.ledger import Ledger
 from sweeps.queue_run import QueueRun
 from sweeps.records import Task
 from sweeps.scheduled_queue import ScheduledQueue
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 Values = Callable[[int], "list[float] | str"]

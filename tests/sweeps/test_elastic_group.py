@@ -15,7 +15,7 @@ from genrec.artifacts import ArtifactStore
 from genrec.config import RunConfig, validate_config, with_values
 from genrec.pipeline import run_pipeline
 from sweeps.ray_train import _ElasticPolicy
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"tokenizer.kind": "rkmeans", "tiger.dropout": 0.0}

@@ -32,7 +32,8 @@ from sweeps.records import FinalistRun
 from sweeps.report.document import Table
 from sweeps.report.summary import summary
 from sweeps.significance import Ranked
-from sweeps.spec import FinalistsSpec, SweepSpec, load_spec
+from sweeps.spec import FinalistsSpec, SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.status import sweep_status
 
 

@@ -21,7 +21,8 @@ from ray.job_submission import JobDetails, JobStatus
 from sweeps import api, job_server
 from sweeps.cli import main
 from sweeps.job_server import Cluster, TimedClient
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.submission import Request, entrypoint
 
 TINY = Path(__file__).with_name("tiny.yaml")

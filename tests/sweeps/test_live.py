@@ -16,7 +16,7 @@ from sweeps.cli import main
 from sweeps.finalists import plan_finalists
 from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.live import LiveView, fitting
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.watch import LedgerNews, watch
 
 

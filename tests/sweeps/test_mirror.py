@@ -27,7 +27,8 @@ from sweeps.cli import main
 from sweeps.folders import artifact_store, folder_to_drive, has_sweep, storage_of, sweep_folder, working_folder
 from sweeps.journal import JOURNAL
 from sweeps.ledger import Ledger, LedgerError
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -272,7 +273,7 @@ from pathlib import Path
 from sweeps import mirror
 from sweeps.folders import working_folder
 from sweeps.ledger import Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 mirror.PUSH_SECONDS = 0.1
 s3, spec = sys.argv[1], load_spec(sys.argv[2])

@@ -12,7 +12,7 @@ from clusters import SmallCluster, by_hand, notes, outcome
 
 from sweeps.cluster_use import SIZES
 from sweeps.ledger import Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "sweeps" / "tiny.yaml"
@@ -27,7 +27,7 @@ from sweeps.driver import _cluster_noted
 from sweeps.ledger import Ledger
 from sweeps.ray_cluster import start_ray
 from sweeps.ray_tune import run_queue
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 folder, trials = Path(sys.argv[1]), int(sys.argv[3])
 history = folder / "history"

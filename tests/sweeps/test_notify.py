@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from sweeps.ledger import Ledger
 from sweeps.notify import message, notify, told
-from sweeps.spec import NotifySpec, load_spec
+from sweeps.spec import NotifySpec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 VARIABLE = "TEST_SWEEPS_WEBHOOK"

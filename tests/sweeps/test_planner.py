@@ -42,7 +42,8 @@ from sweeps.planner import (
 )
 from sweeps.recorded_speed import recorded_speed
 from sweeps.rehearsal import Clock, Played, rehearse
-from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.spec import SchedulerSpec, SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.speed import GROUP_START, Pace, Sample, Samples, Speed
 from sweeps.stopping import Rule, rule_of
 from sweeps.work import Workbench

@@ -17,7 +17,8 @@ from sweeps import driver_lock, preflight
 from sweeps.costs import Shape, checkpoint_bytes
 from sweeps.disk_need import DiskNeed
 from sweeps.planner import planned_configs
-from sweeps.spec import ResourcesSpec, load_spec
+from sweeps.spec import ResourcesSpec
+from sweeps.spec_file import load_spec
 
 ROOT = Path(__file__).parents[2]
 

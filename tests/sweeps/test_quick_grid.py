@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from genrec.config import ConfigError
 from sweeps.cli import main
 from sweeps.quick_grid import grid_yaml
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec_file import load_spec, parse_spec
 
 WORDS = ["--recipe", "paper", "--grid", "train.learning_rate=1e-4,3e-4", "--grid", "tiger.n_layers=6,8"]
 

@@ -23,7 +23,7 @@ from sweeps.interruption import Interrupted
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
 from sweeps.resources import Resources
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import Asha, Promotion
 from sweeps.trial import run_trial
 

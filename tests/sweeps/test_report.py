@@ -38,7 +38,8 @@ from sweeps.report.importance import MIN_TRIALS, Comparable, comparable_trials, 
 from sweeps.report.standing import chosen_config
 from sweeps.report.summary import commands
 from sweeps.significance import Ranked
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.status import sweep_status
 
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -17,7 +17,7 @@ from sweeps.ledger import Ledger
 from sweeps.report.document import Picture, Table
 from sweeps.report.timeline import busy_seconds, lanes_of, plan, spans_of, timeline, workers
 from sweeps.scheduled_queue import ScheduledQueue
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import Promotion
 
 TINY = Path(__file__).with_name("tiny.yaml")

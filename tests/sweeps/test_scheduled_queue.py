@@ -12,7 +12,8 @@ from sweeps.budget import Budget
 from sweeps.ledger import Ledger
 from sweeps.records import Task
 from sweeps.scheduled_queue import Queue, ScheduledQueue
-from sweeps.spec import SchedulerSpec, SweepSpec, load_spec
+from sweeps.spec import SchedulerSpec, SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import Curve, Promotion, Rule, rule_of
 
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.ledger import Ledger
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

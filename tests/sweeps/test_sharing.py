@@ -20,7 +20,7 @@ from sweeps.ray_tune import run_queue
 from sweeps.records import Task
 from sweeps.scheduled_queue import ScheduledQueue
 from sweeps.sharing import SHARED, SharedStages
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import Rule
 from sweeps.trial import run_trial
 

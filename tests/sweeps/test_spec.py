@@ -18,7 +18,8 @@ from genrec.strict_yaml import parse_yaml
 from sweeps.finalists import plan_finalists
 from sweeps.schema import schema_text, sweep_schema
 from sweeps.space import value_at
-from sweeps.spec import SweepSpec, load_spec
+from sweeps.spec import SweepSpec
+from sweeps.spec_file import load_spec
 from sweeps.unread_settings import UNREAD, faults_of_path
 
 ROOT = Path(__file__).parents[2]
@@ -483,7 +484,7 @@ def test_what_ends_a_search_is_told_by_its_name(tmp_path: Path):
 def test_reading_a_spec_loads_nothing_heavy(tmp_path: Path):
     path = write(tmp_path, GRID)
     program = (
-        "import sys\nfrom sweeps.spec import load_spec\nload_spec(sys.argv[1])\n"
+        "import sys\nfrom sweeps.spec_file import load_spec\nload_spec(sys.argv[1])\n"
         "print(sorted({'torch', 'ray', 'optuna', 'numpy', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)

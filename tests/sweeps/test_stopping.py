@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.records import TrialRecord
-from sweeps.spec import SchedulerSpec, load_spec
+from sweeps.spec import SchedulerSpec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import (
     BUDGET,
     GATE,

@@ -12,7 +12,7 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus
 
 from sweeps.quick_grid import SOURCE, grid_yaml
-from sweeps.spec import load_spec, parse_spec
+from sweeps.spec_file import load_spec, parse_spec
 from sweeps.submission import Request, entrypoint, pack, verdict
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -41,7 +41,7 @@ def test_code_sweep_and_config_travel_and_nothing_else(tmp_path: Path) -> None:
 
     shutil.move(tmp_path / "parcel", tmp_path / "elsewhere")
     program = (
-        "import sys, genrec; from sweeps.spec import load_spec; print(genrec.__file__, load_spec('sweep.yaml').hash)"
+        "import genrec; from sweeps.spec_file import load_spec; print(genrec.__file__, load_spec('sweep.yaml').hash)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "elsewhere", env={}, capture_output=True, text=True, check=True

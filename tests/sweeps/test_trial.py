@@ -15,7 +15,7 @@ from genrec.pipeline import stage_keys
 from sweeps.cli import main
 from sweeps.ledger import Ledger
 from sweeps.records import Stopped
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.trial import run_trial
 
 TINY = Path(__file__).with_name("tiny.yaml")

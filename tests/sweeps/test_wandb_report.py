@@ -24,7 +24,7 @@ from sweeps.ledger import Ledger
 from sweeps.report.document import Commands, Table, Text
 from sweeps.report.markdown import block_lines
 from sweeps.report.summary import summary
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 
 wr = pytest.importorskip("wandb_workspaces.reports.v2")
 TINY = Path(__file__).with_name("tiny.yaml")

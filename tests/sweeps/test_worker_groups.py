@@ -24,7 +24,7 @@ from genrec.pipeline import run_pipeline, stage_keys
 from sweeps.ray_tune import TrialFunction, run_queue
 from sweeps.records import Task
 from sweeps.resources import Resources
-from sweeps.spec import load_spec
+from sweeps.spec_file import load_spec
 from sweeps.stopping import Promotion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
