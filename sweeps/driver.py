@@ -1,7 +1,7 @@
 """Drives a sweep from its first trial to the exported winner; joins ledger, Ray and re-evaluation.
 
-Every step looks into the ledger for what is done already, so that driving a sweep again after anything goes on where it
-was: `run` and `resume` differ only in how the ledger is opened.
+Each step skips what the ledger says is done, so driving a sweep again resumes it: `run` and `resume` differ only in how
+the ledger is opened.
 """
 
 from __future__ import annotations

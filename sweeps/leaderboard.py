@@ -27,7 +27,7 @@ def status_lines(ledger: Ledger, storage: str) -> list[str]:
     trials = ", ".join(f"{count} {name}" for name, count in status["trials"].items() if count)
     made, found = status["trained_stages"], status["reused_stages"]
     lines = [f"{status['name']}: {status['state']}; trials: {trials or 'none yet'}"]
-    lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s of driving")
+    lines.append(f"stages made: {made}, reused: {found}; {status['elapsed_seconds']:.0f} s with a driver running")
     if status["busy_share"]:
         lines.append(busy_line(ledger))
     lines += [f"node {node} is avoided: {reason}" for node, reason in status["avoided_nodes"].items()]

@@ -64,7 +64,7 @@ class Row:
 
 
 class DriverConsole(Console):
-    """The driver's words, on stderr. Nobody has to hear them: `sweeps run FILE 2>&1 | head` goes on in silence."""
+    """Progress on stderr. If its reader is gone (`sweeps run FILE 2>&1 | head`), the sweep continues without output."""
 
     def __init__(self, quiet: bool = False):
         super().__init__(stderr=True, quiet=quiet)

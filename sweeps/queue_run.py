@@ -1,7 +1,8 @@
-"""The books of one `run_queue`: which tasks are out, held back or paused, where they run, whose failure an end was.
+"""State of one `run_queue` call: which tasks run, wait or are paused, on which node, and whether a failure counts against
+the task or its node.
 
-No Ray Tune: that asks here what to start and tells here what became of it (`sweeps.ray_tune`). The queue decides who is
-trained on and remembers; the cluster says how much room there is.
+Ray Tune asks here what to start, and tells what became of it (`sweeps.ray_tune`). The queue decides which task is trained
+on and keeps the record; the cluster says how much room there is. No Ray here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def nothing_more(trials: int, avoided: Collection[str]) -> None:
 
 
 class QueueRun:
-    """The books of one `run_queue`: which task is out, how long it ran, what it makes, how often its process died."""
+    """For every task: whether it runs, how long it ran, which stages it makes, how often its process died."""
 
     queue: ScheduledQueue
 

@@ -236,7 +236,7 @@ def place_coordinator() -> None:
 
 class _ElasticPolicy(ElasticScalingPolicy):
     """Ray's policy with two corrections: fractions of a CPU are counted without losing a worker to rounding, and the
-    answer is never that of nodes as they were up to 20 s ago, in which a dead one would be given workers again."""
+    nodes are asked for anew, where Ray takes a list of up to 20 s ago and may place workers on a dead one."""
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Mapping[str, float]]) -> int:
         need = self.scaling_config._resources_per_worker_not_none
@@ -253,8 +253,9 @@ class _ElasticPolicy(ElasticScalingPolicy):
 
 
 class _Controller(TrainController):
-    """Ray's controller; while it waits for room that one asks again at once, with a whole core and deaf to `abort`. And
-    where a rank failed as if another were gone, it waits for word of that one before anyone judges."""
+    """Ray's controller with two corrections. While it waits for resources Ray's polls without a pause: it uses a whole
+    core and does not react to `abort`; this one sleeps in between. And where a rank failed as if another were gone, this
+    one waits to hear of that one before the failure is judged."""
 
     async def has_room(self) -> bool:
         """Whether the workers have their places. No answer while the controller waits for these."""

@@ -1,4 +1,4 @@
-"""Run the tasks of a queue as Ray Tune trials: the queue decides and remembers, Ray is the muscle.
+"""Run the tasks of a queue as Ray Tune trials: the queue keeps all state, Ray only runs the tasks.
 
 Tune asks `_Searcher` for configurations and `_Judge` at every epoch, which ask the queue; `_Reporter` tells the queue
 what became of them. A task that the queue pauses has ended for Tune, and comes again as a new trial of Tune's.

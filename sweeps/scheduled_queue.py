@@ -34,9 +34,11 @@ class Budget(Protocol):
 class ScheduledQueue:
     """Hands out what may run: first what the rule promotes, then what `queue` has.
 
-    `history` holds the recorded curves of earlier sessions, by task id. A task of them that `queue` hands out again and
-    that stood paused waits for its promotion. `epochs_of` tells from a payload how long the task trains: after its last
-    epoch a task is let go to hand over its result. `trial_seconds` tells what tasks have run so far in this session.
+    Args:
+        history: the recorded curves of earlier sessions, by task id. A task that was paused then, and that `queue` hands
+            out again, waits for its promotion.
+        epochs_of: from a task's payload, the number of its last epoch; after it nothing stops the task.
+        trial_seconds: what all tasks together have run so far in this session.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from sweeps.spec import SweepSpec
 SEARCH = "search"
 FINALISTS = "finalists"
 SPEC = "spec"
-"the study attribute that makes two studies a sweep"
+"name of the study attribute with the spec; a sweep exists once it is set"
 _EPOCH_OPERATIONS = (7, 8)  # intermediate value, user attribute of a trial
 
 
