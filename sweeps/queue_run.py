@@ -1,8 +1,8 @@
-"""State of one `run_queue` call: which tasks run, wait or are paused, on which node, and whether a failure counts against
-the task or its node.
+"""State of one `run_queue` call: which tasks run, wait or are paused, on which node, and whether a failure counts
+against the task or its node.
 
-Ray Tune asks here what to start, and tells what became of it (`sweeps.ray_tune`). The queue decides which task is trained
-on and keeps the record; the cluster says how much room there is. No Ray here.
+Ray Tune asks here what to start, and tells what became of it (`sweeps.ray_tune`). The queue decides which task is
+trained on and keeps the record; the cluster says how much room there is. No Ray here.
 """
 
 from __future__ import annotations

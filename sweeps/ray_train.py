@@ -254,8 +254,8 @@ class _ElasticPolicy(ElasticScalingPolicy):
 
 class _Controller(TrainController):
     """Ray's controller with two corrections. While it waits for resources Ray's polls without a pause: it uses a whole
-    core and does not react to `abort`; this one sleeps in between. And where a rank failed as if another were gone, this
-    one waits to hear of that one before the failure is judged."""
+    core and does not react to `abort`; this one sleeps in between. And where a rank failed as if another were gone,
+    this one waits to hear of that one before the failure is judged."""
 
     async def has_room(self) -> bool:
         """Whether the workers have their places. No answer while the controller waits for these."""

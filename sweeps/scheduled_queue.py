@@ -35,8 +35,8 @@ class ScheduledQueue:
     """Hands out what may run: first what the rule promotes, then what `queue` has.
 
     Args:
-        history: the recorded curves of earlier sessions, by task id. A task that was paused then, and that `queue` hands
-            out again, waits for its promotion.
+        history: the recorded curves of earlier sessions, by task id. A task that was paused then, and that `queue`
+            hands out again, waits for its promotion.
         epochs_of: from a task's payload, the number of its last epoch; after it nothing stops the task.
         trial_seconds: what all tasks together have run so far in this session.
     """
