@@ -21,9 +21,10 @@ from sweeps.ledger import FinalistQueue, Ledger
 from sweeps.spec_file import load_spec
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray with 4 logical CPUs, no dashboard; started by the first test that asks, gone at the end."""
+    """A local Ray with 4 logical CPUs, no dashboard, for the tests of a file that ask. It is gone after the file: where
+    a process has a Ray, `sweeps run` takes that one, and other files test what it does without."""
     from sweeps.ray_cluster import start_ray
 
     with start_ray("local", num_cpus=4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -411,7 +412,10 @@ def test_a_comparison_in_an_object_store_is_kept_there_with_its_logs(
         values["train"] |= {"learning_rate": rate}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
+    @dataclasses.dataclass
     class MadeUp:
+        test_read: Any = None
+
         def to_dict(self) -> dict[str, str]:
             return {"verdict": "equal"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -74,16 +75,18 @@ def test_with_a_node_that_comes_and_is_killed_the_trials_are_those_of_an_undistu
     assert outcome(ledger) == outcome(undisturbed)
 
     history, second = notes(tmp_path / "history"), (tmp_path / "second").read_text()
-    ended = [task for word, task, _ in history if word == "ends"]
-    assert sorted(ended) == sorted(trial.id for trial in ledger.trials()), "each ended once"
+    began, ended = (Counter(task for w, task, _ in history if w == word) for word in WORDS)
+    assert sorted(ended) == sorted(trial.id for trial in ledger.trials())
     started, finished = ({task for w, task, node in history if (w, node) == (word, second)} for word in WORDS)
-    assert finished, "the node that was killed had worked"
-    lost = started - finished
-    assert lost, "it was killed at work"
-    twice = {task for task in ended if sum((word, task) == ("starts", t) for word, t, _ in history) > 1}
-    assert twice == lost, "what the killed node was running, and nothing else, ran again"
     told = {trial.id: trial.restarts for trial in ledger.trials() if trial.restarts}
-    assert set(told) == lost
+    lost = set(told)
+    assert finished - lost, "the node that was killed had worked"
+    assert lost, "it was killed at work"
+    assert started - finished <= lost <= started
+    assert {task for task, times in began.items() if times > 1} == lost, (
+        "what it was running, and nothing else, ran again"
+    )
+    assert {task for task, times in ended.items() if times > 1} <= lost, "its last word may have been lost with it"
     assert all("lost with node" in line and second[:8] in line for lines in told.values() for line in lines)
     cpus = [size[1] for size in ledger.fact(SIZES)]
     assert cpus[:2] == [1, 3], "what came is noted"
