@@ -25,8 +25,14 @@ from sweeps.reservations import free_reservations_of_the_dead, reserved_by_actor
 from sweeps.resources import Resources
 
 
-def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_if_no_ray_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; the one that other tests of this file use goes on."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+
+def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_no_ray_ran(monkeypatch)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -40,7 +46,7 @@ def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_port_where_something_else_answers_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    as_if_no_ray_ran(monkeypatch)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
@@ -50,7 +56,7 @@ def test_a_port_where_something_else_answers_is_named_within_seconds(monkeypatch
 
 
 def test_a_port_that_takes_calls_and_says_nothing_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    as_if_no_ray_ran(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         since = time.monotonic()
@@ -140,7 +146,7 @@ def test_a_node_that_answers_again_counts_again(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_address_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    as_if_no_ray_ran(monkeypatch)
     with pytest.raises(ValueError, match=message), start_ray(address):
         pass
 
