@@ -1,7 +1,6 @@
 """An S3 server for all tests, and how tests are shared out when several processes run them, as `make test` has it.
 
-A file stays together, since what its fixtures have made serves all its tests. Those that start a Ray in their process
-run one after another in one of the processes: several Rays at once get in each other's way on two CPUs. They are
+A file stays together, since what its fixtures have made serves all its tests. Those that start a Ray run one after another in one of the processes: several Rays at once get in each other's way on two CPUs. They are
 the longest part and come first, then the files with most slow tests, so that no process is left with a long one at the
 end.
 """
@@ -17,9 +16,13 @@ from typing import Any
 import pytest
 
 
+RAY = ("ray_cluster", "nothing_left", "start_ray", "SmallCluster", 'command("sweeps"', "head.run(")
+"words of the files whose tests start one, in their process or in others"
+
+
 def starts_ray(path: Path) -> bool:
     text = path.read_text(encoding="utf-8")
-    return any(word in text for word in ("ray_cluster", "nothing_left", "start_ray", "SmallCluster"))
+    return any(word in text for word in RAY)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

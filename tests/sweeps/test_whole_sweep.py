@@ -31,10 +31,10 @@ from sweeps.ledger import Ledger
 from sweeps.records import TrialRecord
 
 SPEC = Path(__file__).with_name("tiny.yaml")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
-def command(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+def command(*words: str, timeout: float = 800) -> subprocess.CompletedProcess[str]:
     """`sweeps` or `genrec` with these words; its output as text."""
     program, *rest = words
     return subprocess.run(
