@@ -1,8 +1,8 @@
 """An S3 server for all tests, and how tests are shared out when several processes run them, as `make test` has it.
 
-A file stays together, since what its fixtures have made serves all its tests. Those that start a Ray run one after another in one of the processes: several Rays at once get in each other's way on two CPUs. They are
-the longest part and come first, then the files with most slow tests, so that no process is left with a long one at the
-end.
+A file stays together, since what its fixtures have made serves all its tests. Those that start a Ray run one after
+another in one of the processes: several Rays at once get in each other's way on two CPUs. They are the longest part and
+come first, then the files with most slow tests, so that no process is left with a long one at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 
 RAY = ("ray_cluster", "nothing_left", "start_ray", "SmallCluster", 'command("sweeps"', "head.run(")
 "words of the files whose tests start one, in their process or in others"
