@@ -101,12 +101,17 @@ def open_tracker(
         if importlib.util.find_spec(package) is None:
             logger.warning("%s is not installed here; going on without it", package)
         elif title not in _stuck:
-            destination: _Destination = TensorBoardRun(run.path / "tensorboard")
-            if package == "wandb":
-                tags = (*run.tags, *config.wandb_tags)
-                destination = WandbRun(config.wandb_project, replace(run, tags=tags), masked(run_config))
-            found.append(_Threaded(title, destination, patience))
+            found.append(_Threaded(title, _destination(package, config, run, run_config), patience))
     return Tracker(found)
+
+
+def _destination(
+    package: str, config: TrackingConfig, run: TrackedRun, run_config: dict[str, Any]
+) -> WandbRun | TensorBoardRun:
+    if package == "tensorboard":
+        return TensorBoardRun(run.path / "tensorboard")
+    tags = (*run.tags, *config.wandb_tags)
+    return WandbRun(config.wandb_project, replace(run, tags=tags), masked(run_config))
 
 
 def track_bundle(config: RunConfig, run: TrackedRun, bundle: Path) -> None:

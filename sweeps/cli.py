@@ -237,11 +237,12 @@ def run(
     _check_source(file, recipe, grids)
     if revise and not or_resume:
         raise click.UsageError("--revise goes with --resume")
-    spec = (
-        _spec(file, name, trials, assignments, time)
-        if file is not None
-        else _quick_grid(name, recipe, grids, assignments, trials, time, storage or DEFAULT, keep=not dry_run)
-    )
+    if file is not None:
+        spec = _spec(file, name, trials, assignments, time)
+    else:
+        spec, text = _shown_grid(name, recipe, grids, assignments, trials, time)
+        if not dry_run:
+            _keep_grid(spec, text, storage or DEFAULT)
     storage = _storage(spec, storage)
     if dry_run:
         from sweeps.plan_text import plan_lines
@@ -266,27 +267,15 @@ def _check_source(file: str | Path | None, recipe: str | None, grids: tuple[str,
         raise click.UsageError("--recipe goes with --grid; a FILE names its own base")
 
 
-def _quick_grid(
-    name: str | None,
-    recipe: str | None,
-    grids: tuple[str, ...],
-    assignments: tuple[str, ...],
-    trials: int | None,
-    time: str | None,
-    storage: str,
-    *,
-    keep: bool,
-) -> SweepSpec:
-    """The spec of a grid, shown as the file that says the same; `keep`: that file beside the ledger."""
+def _keep_grid(spec: SweepSpec, text: str, storage: str) -> None:
+    """The file that says what the grid is, beside the ledger."""
     from genrec.durable import write_text
 
-    spec, text = _shown_grid(name, recipe, grids, assignments, trials, time)
     path = working_folder(storage) / spec.name / "sweep.yaml"
-    if keep and not has_sweep(spec.name, storage):
+    if not has_sweep(spec.name, storage):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         click.echo(f"kept as {path}", err=True)
-    return spec
 
 
 def _shown_grid(

@@ -83,10 +83,10 @@ class ClusterView:
         if time.monotonic() >= self._until:
             self._nodes |= {node.id: node for node in nodes()}
             self._until = time.monotonic() + NODES_ASKED_EVERY
-            self._forget_whatanswers()
+            self._forget_what_answers()
         return [node for node in self._nodes.values() if node.alive and node.id not in self._lost]
 
-    def _forget_whatanswers(self) -> None:
+    def _forget_what_answers(self) -> None:
         """A node that did not answer once, and that Ray holds for alive, may only have been busy."""
         for node_id, again in list(self._lost.items()):
             node = self._nodes.get(node_id)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,7 +41,7 @@ from sweeps.cluster_view import only_on
 from sweeps.node_health import UnfitNode
 from sweeps.reservations import free_reservations
 from sweeps.resources import Resources, workers_in
-from sweeps.warm_process import fresh_worker_state, output_to
+from sweeps.warm_process import fresh_worker_state, hide_gpus, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
 Loop = Callable[[dict[str, Any], Report], None]
@@ -166,7 +165,7 @@ def _work(given: dict[str, Any]) -> None:
             raise UnfitNode("; ".join(faults), ray.get_runtime_context().get_node_id())
         fresh_worker_state(given["seed"], given["threads"])
         if not given["has_gpus"]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all to those that asked for none
+            hide_gpus()
         given["loop"](given["argument"], _report_from_worker)
 
 

@@ -53,7 +53,7 @@ from sweeps.resources import DRIVER_CPUS, Resources
 from sweeps.scheduled_queue import Budget, Queue, ScheduledQueue
 from sweeps.stop_mark import StopMark
 from sweeps.stopping import Curve, Rule
-from sweeps.warm_process import fresh_process_state, output_to
+from sweeps.warm_process import fresh_process_state, hide_gpus, output_to
 
 Report = Callable[[Mapping[str, Any]], None]
 Launch = Callable[[Callable[..., None], dict[str, Any]], None]
@@ -490,7 +490,7 @@ def _run_task(
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # where the driver was, if that is here as well
         fresh_process_state(int(payload.get("seed", 0)), settings.resources.threads)
         if not settings.resources.gpus_per_worker:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all to those that asked for none
+            hide_gpus()
         _say(log, task["id"], f"starts on {platform.node()}, process {os.getpid()}")
         if faults := _faults_of_this_node(settings.check_node):
             _say(log, task["id"], f"refused: {faults}")

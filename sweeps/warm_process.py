@@ -106,6 +106,11 @@ def _seed_and_clean(seed: int, threads: int) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def hide_gpus() -> None:
+    """From a trial that asked for none, before it has looked: Ray leaves it all of them."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @contextlib.contextmanager
 def output_to(path: Path | None) -> Iterator[Any]:
     """Append what Python code of this process prints to `path`, line by line; None changes nothing."""
