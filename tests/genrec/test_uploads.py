@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_server import JsonHandler, serving
 
 from genrec.uploads import offline_runs
 
@@ -55,19 +55,13 @@ class Stub(ThreadingHTTPServer):
         return {"id": "r", "name": "r", "displayName": "d", "tags": [], "wandbConfig": '{"t": 1}', **counts, **texts}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     protocol_version = "HTTP/1.1"
     server: Stub
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._send({})
-
     def do_PUT(self) -> None:
         self._content()
-        self._send({})
+        self.answer({})
 
     def do_POST(self) -> None:
         try:
@@ -76,32 +70,22 @@ class Handler(BaseHTTPRequestHandler):
             request = {}
         if self.path.endswith("/graphql"):
             self.server.keys.add(self.headers["Authorization"])
-            self._send({"data": self.server.answer(request["query"], request.get("variables") or {})})
+            self.answer({"data": self.server.answer(request["query"], request.get("variables") or {})})
             return
         sent = (request.get("files") or {}).get(HISTORY, {"content": []})
         for place, line in enumerate(sent["content"], sent.get("offset", 0)):
             self.server.lines[place] = json.loads(line)
-        self._send({"limits": {}})
+        self.answer({"limits": {}})
 
     def _content(self) -> bytes:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
 
-    def _send(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
 
 @pytest.fixture
 def server() -> Iterator[Stub]:
-    with Stub() as stub:
-        threading.Thread(target=stub.serve_forever, daemon=True).start()
+    with serving(Stub()) as stub:
         yield stub
-        stub.shutdown()
 
 
 TRIAL = """

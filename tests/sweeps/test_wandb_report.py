@@ -9,15 +9,15 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from made_up_trials import finished_sweep
+from wandb_server import JsonHandler, serving
 
 from sweeps.cli import main
 from sweeps.ledger import Ledger
@@ -248,38 +248,22 @@ class Stub(ThreadingHTTPServer):
         return {"data": {"viewer": {"id": "u", "entity": "me", "username": "me"}}}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Stub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._send({})
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path != "/graphql":
-            self._send({})  # the client's own telemetry
+            self.answer({})  # the client's own telemetry
             return
         request = json.loads(content)
-        self._send(self.server.answer(request["query"], request.get("variables") or {}))
-
-    def _send(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.answer(self.server.answer(request["query"], request.get("variables") or {}))
 
 
 @pytest.fixture
 def server() -> Iterator[Stub]:
-    with Stub() as stub:
-        threading.Thread(target=stub.serve_forever, daemon=True).start()
+    with serving(Stub()) as stub:
         yield stub
-        stub.shutdown()
 
 
 def run(server: Stub, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
