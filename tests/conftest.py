@@ -1,4 +1,4 @@
-"""An S3 server for all tests, and how tests are shared out when several processes run them, as `make test` has it.
+"""Object stores for all tests, and how tests are shared out when several processes run them, as `make test` has it.
 
 A file stays together, since what its fixtures have made serves all its tests. Those that start a Ray run one after
 another in one of the processes: several Rays at once get in each other's way on two CPUs. They are the longest part and
@@ -57,13 +57,44 @@ def s3_server() -> Iterator[Any]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[Any]:
+    """A stand-in for Google Cloud Storage in a process of its own, see `sweeps/google_server.py`."""
+    for package in ("werkzeug", "google.auth"):
+        pytest.importorskip(package, reason=f"{package} is not installed (make test installs it)")
+    from google_server import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def s3(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty place on that server; this process has its key, and a cache folder of its own."""
+    yield from empty_place("s3", s3_server, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["s3", "gs"])
+def object_server(request: pytest.FixtureRequest) -> Any:
+    """Both servers, in turn."""
+    return request.getfixturevalue({"s3": "s3_server", "gs": "google_server"}[request.param])
+
+
+@pytest.fixture
+def place(
+    object_server: Any, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """As `s3`, on the `object_server`."""
+    scheme = request.node.callspec.params["object_server"]
+    yield from empty_place(scheme, object_server, tmp_path, monkeypatch)
+
+
+def empty_place(scheme: str, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     bucket = f"bucket-{secrets.token_hex(4)}"
-    s3_server.make_bucket(bucket)
-    for name, value in s3_server.environment.items():
+    server.make_bucket(bucket)
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "cache"))
-    yield f"s3://{bucket}/sweeps"
-    s3_server.fail()
+    yield f"{scheme}://{bucket}/sweeps"
+    server.fail()
