@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from genrec.modules.eager_optimizer import EagerOptimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 "of one step's quintic; they trade exactness for a steep start, singular values end between about .7 and 1.2"
@@ -22,7 +23,7 @@ STEPS = 5
 EPSILON = 1e-7
 
 
-class Muon(Optimizer):
+class Muon(EagerOptimizer):
     """For matrices only. The update has the root mean square of a typical AdamW update, so that one rate serves both.
 
     Nesterov momentum, decoupled weight decay.

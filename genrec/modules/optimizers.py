@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genrec.modules.eager_optimizer import AdamW
 from genrec.modules.muon import Muon
 
 BETAS = (0.9, 0.98)
@@ -29,7 +30,7 @@ def build_optimizers(
         else:
             (decayed if parameter.ndim == 2 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)]
     if matrices:
         optimizers.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay))
     return optimizers

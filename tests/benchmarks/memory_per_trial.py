@@ -7,7 +7,7 @@ in its process, for an epoch over all training data that is validated on `--user
 private pages: those that another process adds. Pages that are mapped from files (libraries, dataset, item vectors) are
 there once, however many trials run; `shared` of them are in a process, and `pss` counts its part of these as well. MB:
 
-- process: Python, torch (with its compiler, which the first optimizer loads), Ray and the library, before the trial;
+- process: Python, torch, Ray and the library, before the trial;
 - data: dataset, item vectors, semantic IDs and training windows;
 - training: the rest at its highest, that is model, optimizer, activations and what allocators keep;
 - model: the part of it that `sweeps plan` counts by arithmetic: weights, gradients, optimizer, activations.
@@ -73,8 +73,6 @@ def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable
     """The real trial; before and while it runs its process looks at itself."""
     import gc
 
-    import torch
-
     from genrec.artifacts import ArtifactStore
     from genrec.config import validate_config
     from genrec.pipeline import open_ids, open_interactions, stage_keys
@@ -83,7 +81,6 @@ def trial(payload: dict[str, Any], report: Callable[..., None], launch: Callable
     from sweeps.trial import run_trial
 
     config, artifacts = validate_config(payload["config"]), ArtifactStore(store)
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     gc.collect()
     process = pages()["private"]
     keys = stage_keys(config)

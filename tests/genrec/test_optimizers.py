@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any, get_args
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from genrec.config import TigerConfig, TrainConfig
 from genrec.models.tiger import Tiger, Window
+from genrec.modules.eager_optimizer import AdamW
 from genrec.modules.muon import COEFFICIENTS, STEPS, Muon, newton_schulz, orthogonalized
 from genrec.modules.optimizers import (
     SCHEDULES,
@@ -228,3 +231,41 @@ def test_matrices_without_a_gradient_are_left_alone():
 def test_muon_takes_matrices_only():
     with pytest.raises(ValueError, match="matrices only"):
         Muon([nn.Parameter(torch.ones(3))], lr=0.1)
+
+
+def test_adamw_is_that_of_torch_to_the_bit_there_and_back():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(5, 7)), nn.Parameter(torch.ones(7))] for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.98), "fused": True}
+    one, other = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
+    for step in range(6):
+        if step == 3:
+            kept, one = one.state_dict(), AdamW(ours, **settings)
+            one.load_state_dict(kept)
+        for mine, twin in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            twin.grad = mine.grad.clone()
+        one.step()
+        other.step()
+        assert all(torch.equal(mine, twin) for mine, twin in zip(ours, theirs, strict=True))
+    one.zero_grad()
+    assert all(mine.grad is None for mine in ours)
+    assert not any(mine.grad_fn for mine in ours)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_no_optimizer_loads_the_compiler_of_torch(kind: str):
+    program = f"""
+import sys
+import torch
+from genrec.modules.optimizers import build_optimizers, optimizer_tensors, restore_optimizers
+model = torch.nn.ModuleDict({{"encoder": torch.nn.Linear(3, 3)}})
+optimizers = build_optimizers(model, "{kind}", 0.1, 0.1)
+model["encoder"](torch.ones(2, 3)).sum().backward()
+for optimizer in optimizers:
+    optimizer.step()
+    optimizer.zero_grad()
+restore_optimizers(optimizers, optimizer_tensors(optimizers))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=100).returncode == 0
