@@ -49,6 +49,8 @@ class Row:
     reused: list[str] | None = None
     seconds: float | None = None
     reason: str | None = None
+    paused_at: int = 0
+    "the last epoch before a pause; a trial that goes on reports those before it once more"
 
     def cells(self, name: str, metric: str) -> dict[str, str]:
         tokenizer = "" if self.reused is None else "reused" if "tokenizer" in self.reused else "trained"
@@ -120,8 +122,10 @@ class LiveView:
 
     def _take(self, event: str, task_id: str, data: Mapping[str, Any]) -> Row:
         row = self.rows.setdefault(task_id, Row(time.monotonic()))
-        if event in ("waiting", "paused"):
+        if event == "waiting":
             row.status = event
+        elif event == "paused":
+            row.status, row.paused_at = event, row.epoch or 0
         elif event == "restarted":
             row.status = "waiting"
         elif event == "started":
@@ -140,10 +144,10 @@ class LiveView:
         if event == "waiting":
             self.say(f"{clock} {task_id} waits for a stage that another trial is making")
         elif event == "started":
-            self.say(f"{clock} {task_id} started")
+            self.say(f"{clock} {task_id} {'goes on' if row.paused_at else 'started'}")
         elif event in ("paused", "restarted"):
             self.say(f"{clock} {task_id} {data['reason']}")
-        elif event == "report" and "epoch" in data:
+        elif event == "report" and "epoch" in data and data["epoch"] > row.paused_at:
             shown = "" if row.value is None else f" {self.ledger.spec.metric} {row.value:.4f}"
             self.say(f"{clock} {task_id} epoch {row.epoch}{shown}")
         elif event == "finished":

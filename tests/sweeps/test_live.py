@@ -54,6 +54,19 @@ def test_a_pause_is_told_with_its_reason(ledger: Ledger) -> None:
     assert stream.getvalue().splitlines()[1].endswith("trial-0000 paused at epoch 3: rank 2 of 2")
 
 
+def test_a_trial_that_goes_on_after_a_pause_tells_no_epoch_twice(ledger: Ledger) -> None:
+    """Its process reports from the first epoch on."""
+    stream = io.StringIO()
+    view = LiveView(ledger, Console(file=stream))
+    for epochs in ((1,), (1, 2)):
+        view.on_event("started", "trial-0000", {"attempt": 1})
+        for epoch in epochs:
+            view.on_event("report", "trial-0000", {"epoch": epoch, "ndcg@10": 0.25})
+        view.on_event("paused", "trial-0000", {"epoch": epochs[-1], "reason": "paused"})
+    told = [line.split("trial-0000 ")[1] for line in stream.getvalue().splitlines()]
+    assert told == ["started", "epoch 1 ndcg@10 0.2500", "paused", "goes on", "epoch 2 ndcg@10 0.2500", "paused"]
+
+
 def test_restarts_and_avoided_nodes_are_told(ledger: Ledger) -> None:
     """In the plain form, and to someone who comes to look on later."""
     stream = io.StringIO()
