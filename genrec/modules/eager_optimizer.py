@@ -1,7 +1,7 @@
 """Optimizers of torch that don't load its compiler.
 
 torch wraps an optimizer's methods so that `torch.compile` leaves them alone, and the first call of a wrapper imports
-the compiler: a second and 68 MB in every process that trains. `train.compile` compiles the loss and never the
+the compiler: a second and about 70 MB in every process that trains. `train.compile` compiles the loss and never the
 optimizer, so here the methods stand without their wrappers.
 """
 

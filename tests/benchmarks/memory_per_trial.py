@@ -8,6 +8,7 @@ private pages: those that another process adds. Pages that are mapped from files
 there once, however many trials run; `shared` of them are in a process, and `pss` counts its part of these as well. MB:
 
 - process: Python, torch, Ray and the library, before the trial;
+- torch: the part of it that `import torch` is, and compiler: what its compiler, which stays out, would add;
 - data: dataset, item vectors, semantic IDs and training windows;
 - training: the rest at its highest, that is model, optimizer, activations and what allocators keep;
 - model: the part of it that `sweeps plan` counts by arithmetic: weights, gradients, optimizer, activations.
@@ -17,9 +18,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -41,11 +45,25 @@ PARTS = ("process", "data", "training", "all", "shared", "pss")
 Figures = dict[str, float]
 
 
-def pages() -> Figures:
-    """Of this process: private MB, and MB that it shares with others."""
-    text = Path("/proc/self/smaps_rollup").read_text()
+def pages(process: int | str = "self") -> Figures:
+    """Private MB of a process, and MB that it shares with others."""
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
     found = {name: int(kb) * 1024 / MB for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
     return {"private": found["Private_Clean"] + found["Private_Dirty"], "pss": found["Pss"], "rss": found["Rss"]}
+
+
+def libraries(*modules: str) -> list[float]:
+    """Private MB of a fresh process: what each module adds to those before it."""
+    program = "import sys\nfor name in ['sys', *sys.argv[1:]]: __import__(name); print(flush=True); input()"
+    words = [sys.executable, "-c", program, *modules]
+    found = []
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as fresh:
+        assert fresh.stdin
+        assert fresh.stdout
+        for _ in fresh.stdout:
+            found.append(pages(fresh.pid)["private"])
+            print(file=fresh.stdin, flush=True)
+    return [after - before for before, after in itertools.pairwise(found)]
 
 
 class Peak:
@@ -147,8 +165,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         results = measure(config, options.trials, Path(name))
     found = {part: round(statistics.mean(result[part] for result in results), 1) for part in PARTS}
+    found["torch"], found["compiler"] = (round(size, 1) for size in libraries("torch", "torch._dynamo"))
     model = quantity("cost.memory_gb", config.to_dict()) * 1e9 / MB
-    for part in PARTS:
+    for part in (*PARTS, "torch", "compiler"):
         print(f"{part:10} {found[part]:8.1f} MB")
     found |= {"model": round(model, 1), "above the model": round(found["all"] - model, 1)}
     found["above process and model"] = round(found["above the model"] - found["process"], 1)
