@@ -57,7 +57,7 @@ def drive(
     storage = storage_of(ledger.folder.parent)
     store = artifact_store(storage)
     require_trackers(ledger.spec.base_config().tracking)
-    with start_ray(address):
+    with start_ray(address, say=say):
         check: NodeCheck = gpu_faults
         if not is_own_ray():
             need = DiskNeed.of(ledger.spec)

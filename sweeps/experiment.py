@@ -141,7 +141,7 @@ def run_experiment(
     lock.acquire()
     try:
         test_read = note_reading(sides, storage, say) if split == "test" else None
-        with start_ray(address):
+        with start_ray(address, say=say):
             _train(tasks, sides, resources, store, folder)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         experiment = dataclasses.replace(finish(sides, tasks, metric, split, store, folder), test_read=test_read)

@@ -39,12 +39,18 @@ OBJECT_STORE_BYTES = 256 * 2**20  # nothing large travels through Ray's object s
 
 @contextlib.contextmanager
 def start_ray(
-    address: str | None = None, num_cpus: int | None = None, num_gpus: int | None = None, *, dashboard: bool = False
+    address: str | None = None,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    *,
+    dashboard: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
     """Hold a connection to Ray for the block and shut down only what the block started.
 
     A Ray that is already initialised is joined. Otherwise `address` (or RAY_ADDRESS) names the cluster, probed first;
     without one a new local Ray starts, telemetry off, silent, with a token, its dashboard (if wanted) on loopback only.
+    `say` gets a line before what takes seconds.
 
     Raises ConnectionError within seconds, naming the address, when no Ray of this version answers there, or one that
     wants another token.
@@ -58,8 +64,10 @@ def start_ray(
     try:
         with own_handlers_kept():
             if address == "local":
+                say("starting Ray on this machine")
                 _start_local(num_cpus, num_gpus, dashboard)
             else:
+                say("joining the Ray of this machine" if address == "auto" else f"joining the Ray at {address}")
                 _join(address)
         yield
     finally:

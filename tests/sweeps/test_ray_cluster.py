@@ -37,8 +37,11 @@ def test_dead_address_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         since = time.monotonic()
-        with pytest.raises(ConnectionError, match=f"no Ray answers at {address}"), start_ray(address):
+        said: list[str] = []
+        match = f"no Ray answers at {address}"
+        with pytest.raises(ConnectionError, match=match), start_ray(address, say=said.append):
             pass
+        assert said == [f"joining the Ray at {address}"]
         assert time.monotonic() - since < 6
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConnectionError, match=address), start_ray():

@@ -49,6 +49,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("sweeps", "run", str(SPEC), "--storage", str(storage))
     assert done.returncode == 0, done.stderr
     (storage / "run.out").write_text(done.stdout)
+    (storage / "run.err").write_text(done.stderr)
     return storage
 
 
@@ -71,6 +72,7 @@ def test_a_sweep_ends_with_leaderboard_finalists_and_next_commands(undisturbed: 
     text = (undisturbed / "run.out").read_text()
     for part in ("tiny: finished", "best validation ndcg@10 first", "most_popular (fit: train)", "oracle", "next:"):
         assert part in text
+    assert (undisturbed / "run.err").read_text().startswith("starting Ray on this machine\n")
 
 
 def test_status_as_json_keeps_its_contract(undisturbed: Path) -> None:
