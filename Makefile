@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.installed
 	$(BIN)/sweeps run search_spaces/quickstart.yaml --resume
 
-# One thread a process: two processes of many threads each would only get in each other's way.
+# One thread a process: two processes of many threads each would only get in each other's way. Ray gives its workers a low
+# priority (niceness 15), so that tests with Ray, which take longest, would wait for the others.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
