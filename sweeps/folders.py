@@ -101,6 +101,9 @@ def sweep_folder(name: str, storage: str | Path) -> Path:
         if is_sweep(folder):
             return folder
     known = _names_in_store(storage) if is_url(storage) else _names_in_folder(Path(storage))
+    if name in known:
+        reason = "it was begun just now, or its driver was lost before it could write one"
+        raise InputError(f"sweep {name!r} has no ledger in {storage}: {reason}")
     raise InputError(f"no sweep {name!r} in {storage}{nearest(name, known)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cluster is one that does not answer."""
 
     @contextmanager
-    def start_ray(address: str | None) -> Iterator[None]:
+    def start_ray(address: str | None, say: Callable[[str], None]) -> Iterator[None]:
         raise ConnectionError(f"no Ray answers at {address}")
         yield
 

@@ -1,11 +1,15 @@
-"""Trials whose workers stay on one node, as with an object store: which node that is, on a cluster that is made up."""
+"""Trials whose workers stay on one node, as with an object store: which node that is, on a cluster that is made up; and
+on real nodes that share no folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_node_health import Books, MadeUpCluster
+from test_node_loss import python
 
 from genrec.errors import InputError
 from sweeps import cluster_view, ray_tune, stop_mark
@@ -105,3 +109,80 @@ def test_word_that_a_run_is_over_is_heard_through_the_head(monkeypatch: pytest.M
     assert not other.exists()
     ours.remove()
     assert not stop_mark.StopMark("run").exists()
+
+
+TWO_NODES = """
+import json, sys, time
+from pathlib import Path
+from clusters import SmallCluster
+from sweeps.folders import working_folder
+from sweeps.ray_cluster import start_ray
+from sweeps.ray_tune import run_queue
+from sweeps.records import Task
+from sweeps.resources import Resources
+
+folder, storage = Path(sys.argv[1]), sys.argv[2]
+
+def loop(argument, report):
+    import os, time
+    from pathlib import Path
+    from genrec.ranks import rank_and_world, sum_over_ranks
+    rank, world = rank_and_world()
+    mine = Path(os.environ["GENREC_CACHE"], argument["id"])
+    mine.mkdir(parents=True, exist_ok=True)
+    (mine / str(rank)).touch()
+    sum_over_ranks([1])  # the other has done so, too
+    report({"epoch": 1, "score": float(len(list(mine.iterdir())))})
+    if argument["stays"]:
+        time.sleep(600)
+
+def trial(payload, report, launch):
+    import os
+    launch(loop, payload)
+    return {"cache": os.environ["GENREC_CACHE"]}
+
+class Queue:
+    def __init__(self, stays):
+        names = ("c", "d") if stays else ("a", "b")
+        self.left = [Task(name, {"seed": 0, "id": name, "stays": stays}) for name in names]
+        self.ends, self.rows = {}, {}
+    def next(self):
+        return self.left.pop(0) if self.left else None
+    def report(self, task_id, metrics):
+        self.rows[task_id] = metrics["score"]
+    def finish(self, task_id, status, result):
+        self.ends[task_id] = [status, result.get("cache")]
+
+def run(queue, **options):
+    run_queue(queue, trial, name="x", folder=working_folder(storage) / "x", storage=storage, metric="score",
+              resources=Resources(workers=2), **options)
+
+with SmallCluster(num_cpus=0) as cluster:
+    for name in ("one", "two"):
+        cluster.add({"GENREC_CACHE": str(folder / name)}, num_cpus=2)
+    with start_ray(cluster.address):
+        ends, stays = Queue(False), Queue(True)
+        run(ends)
+        told = []
+        def should_stop():
+            if len(stays.rows) == 2:
+                told.append(time.monotonic())
+            return bool(told)
+        run(stays, should_stop=should_stop)
+        took = time.monotonic() - told[0]
+(folder / "found.json").write_text(json.dumps({"ends": ends.ends, "rows": ends.rows | stays.rows, "took": took}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_groups_on_two_nodes_without_a_common_folder_keep_to_theirs_and_hear_that_the_run_is_over(
+    s3: str, tmp_path: Path
+) -> None:
+    done = python(TWO_NODES, tmp_path, s3, limit=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
+    assert [status for status, _ in found["ends"].values()] == ["completed"] * 2
+    assert {cache for _, cache in found["ends"].values()} == {str(tmp_path / name) for name in ("one", "two")}
+    assert found["rows"] == dict.fromkeys("abcd", 2.0), "each worker found what the other of its trial had left"
+    assert found["took"] < 60

@@ -70,6 +70,11 @@ def run_one(ledger: Ledger) -> str:
     return task.id
 
 
+def arrived(place: str) -> bool:
+    """Whether another machine, too, would find the sweep."""
+    return ObjectStore(f"{place}/tiny").has(JOURNAL)
+
+
 def completed(s3: str) -> list[str]:
     trials = Ledger.read(sweep_folder("tiny", s3)).trials()
     return [record.id for record in trials if record.status == "completed"]
@@ -87,7 +92,7 @@ def test_what_a_driver_records_is_in_the_store_seconds_later_and_goes_on_on_anot
 ):
     with create(place, spec) as ledger:
         first = run_one(ledger)
-        wait_until(lambda: has_sweep("tiny", place) and completed(place) == [first])
+        wait_until(lambda: arrived(place) and completed(place) == [first])
         assert Ledger.read(sweep_folder("tiny", place)).state == "searching"
         (ledger.folder / "bundle").mkdir()
         (ledger.folder / "bundle" / "items").write_text("1")
@@ -114,7 +119,7 @@ def test_a_sweep_that_is_taken_back_is_gone_from_the_store_and_can_be_begun_agai
     s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
 ):
     ledger = create(s3, spec)
-    wait_until(lambda: has_sweep("tiny", s3))
+    wait_until(lambda: arrived(s3))
     ledger.discard()
     ledger.close()
     assert not has_sweep("tiny", s3)
@@ -128,7 +133,7 @@ def test_a_sweep_that_is_taken_back_is_gone_from_the_store_and_can_be_begun_agai
 def test_a_sweep_is_begun_once_and_driven_by_one_machine(s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch):
     with create(s3, spec) as ledger:
         run_one(ledger)
-        wait_until(lambda: has_sweep("tiny", s3))
+        wait_until(lambda: arrived(s3))
         other_machine("b", monkeypatch)
         with pytest.raises(LedgerError, match=f"sweep tiny is being driven by pid {os.getpid()} on "):
             resumed(s3)
@@ -140,12 +145,18 @@ def test_a_sweep_is_begun_once_and_driven_by_one_machine(s3: str, spec: SweepSpe
         sweep_folder("tinny", s3)
 
 
+def test_a_sweep_of_which_another_machine_has_only_taken_the_lease_is_said_to_be_begun_just_now(s3: str):
+    ObjectStore(f"{s3}/tiny").create(driver_lock.DRIVER, b"{}")
+    with pytest.raises(InputError, match=f"sweep 'tiny' has no ledger in {s3}: it was begun just now"):
+        sweep_folder("tiny", s3)
+
+
 def test_a_driver_that_lost_its_lease_writes_nothing_more_here_or_there(
     s3: str, spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
 ):
     silent = create(s3, spec)
     run_one(silent)
-    wait_until(lambda: has_sweep("tiny", s3) and len(completed(s3)) == 1)
+    wait_until(lambda: arrived(s3) and len(completed(s3)) == 1)
     claim = silent._lock._claims[1]._lease  # type: ignore[union-attr]
     claim._over.set()  # its machine stands still
     monkeypatch.setattr(mirror.MirrorLock, "_keep_pushing", lambda self: None)
@@ -180,7 +191,7 @@ def test_of_a_sweep_whose_ledger_is_in_a_database_only_the_rest_is_copied(
 def test_a_journal_that_another_has_written_is_not_overwritten(s3: str, spec: SweepSpec):
     """The last guard: where a driver is wrong about its lease."""
     ledger = create(s3, spec)
-    wait_until(lambda: has_sweep("tiny", s3))
+    wait_until(lambda: arrived(s3))
     ObjectStore(f"{s3}/tiny").write("ledger.journal", b"another's\n")
     run_one(ledger)
     wait_until(lambda: ledger._lock._fault is not None)  # type: ignore[union-attr]
@@ -196,7 +207,7 @@ def test_a_store_that_is_away_at_the_end_is_an_error_and_the_record_is_copied_by
     s3: str, spec: SweepSpec, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ):
     ledger = create(s3, spec)
-    wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+    wait_until(lambda: arrived(s3))
     monkeypatch.setattr(object_backend, "ATTEMPTS", 1)
     s3_server.fail(*[{"kind": "503", "method": "PUT", "name": "ledger.journal"}] * 1000)
     first = run_one(ledger)
@@ -214,7 +225,7 @@ def test_copying_that_fails_is_told_at_once_and_ends_the_driver_when_it_lasts(
 ):
     monkeypatch.setattr(mirror, "UNCOPIED_SECONDS", 1.0)
     ledger = create(s3, spec)
-    wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+    wait_until(lambda: arrived(s3))
     push = mirror.Mirror.push
 
     def full(self: mirror.Mirror) -> None:
@@ -254,7 +265,7 @@ def test_a_disk_on_which_the_index_has_no_room_makes_no_stranger_of_ones_own_jou
 ):
     write = mirror.write_json
     with create(s3, spec) as ledger:
-        wait_until(lambda: ObjectStore(f"{s3}/tiny").has(JOURNAL))
+        wait_until(lambda: arrived(s3))
 
         def full(path: Path, value: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -293,7 +304,7 @@ def test_a_driver_that_is_killed_is_resumed_from_the_store_where_nobody_has_its_
     words = [sys.executable, "-c", DRIVER, s3, str(TINY)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
-        wait_until(lambda: has_sweep("tiny", s3) and len(completed(s3)) >= 2)
+        wait_until(lambda: arrived(s3) and len(completed(s3)) >= 2)
         driver.send_signal(signal.SIGKILL)
     before = completed(s3)
     monkeypatch.setenv("GENREC_CACHE", os.environ["GENREC_CACHE"] + "-of-another")
@@ -427,7 +438,7 @@ def test_a_comparison_in_an_object_store_is_kept_there_with_its_logs(
             log.parent.mkdir(parents=True)
             log.write_text("trained")
 
-    monkeypatch.setattr(experiment, "start_ray", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(experiment, "start_ray", lambda address, say: contextlib.nullcontext())
     monkeypatch.setattr(experiment, "run_queue", train)
     monkeypatch.setattr(experiment, "finish", lambda *_: MadeUp())
     api.compare(str(tmp_path / "slow.yaml"), str(tmp_path / "fast.yaml"), 1, storage=s3, quiet=True)
