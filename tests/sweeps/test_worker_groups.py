@@ -127,7 +127,8 @@ def model_of(folder: Path, task_id: str, config: RunConfig) -> tuple[bytes, dict
     """The bytes of a trained model, and the facts of its last checkpoint."""
     artifact = ArtifactStore(folder / task_id).path("tiger", stage_keys(config)["tiger"])
     _, facts = load_checkpoint(generations(artifact / "checkpoints")[-1])
-    return (artifact / "model" / "tensors.safetensors").read_bytes(), facts
+    [tensors] = (artifact / "model").glob("*.safetensors")  # its name tells whether the model was saved once or twice
+    return tensors.read_bytes(), facts
 
 
 def kill_when_it_waits(waits: Path, killed: list[int]) -> None:
