@@ -7,6 +7,7 @@ come first, then the files with most slow tests, so that no process is left with
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -19,15 +20,16 @@ RAY = ("ray_cluster", "nothing_left", "start_ray", "SmallCluster", 'command("swe
 "words of the files whose tests start one, in their process or in others"
 
 
+@functools.cache
 def starts_ray(path: Path) -> bool:
+    """Asked for every test, by the sorting and by pytest-xdist."""
     text = path.read_text(encoding="utf-8")
     return any(word in text for word in RAY)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    uses_ray = {path: starts_ray(path) for path in {item.path for item in items}}
-    items.sort(key=lambda item: (not uses_ray[item.path], -slow[item.path]))
+    items.sort(key=lambda item: (not starts_ray(item.path), -slow[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)
