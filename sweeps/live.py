@@ -122,12 +122,10 @@ class LiveView:
 
     def _take(self, event: str, task_id: str, data: Mapping[str, Any]) -> Row:
         row = self.rows.setdefault(task_id, Row(time.monotonic()))
-        if event == "waiting":
-            row.status = event
+        if event in ("waiting", "restarted"):
+            row.status = "waiting"
         elif event == "paused":
             row.status, row.paused_at = event, row.epoch or 0
-        elif event == "restarted":
-            row.status = "waiting"
         elif event == "started":
             row.status, row.since = "running", time.monotonic() - data.get("ago", 0.0)
         elif event == "report" and "epoch" in data:
